@@ -1,0 +1,68 @@
+"""Effect handlers that change the objective of a model and guide pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+
+__all__ = ["site_scale"]
+
+
+class site_scale(Messenger):  # noqa: N801 - named like Pyro's own handlers
+    r"""Multiplies the log density of named sample sites: :math:`\log p(s) \to w_s \log p(s)`.
+
+    Wrapped around an ELBO, a weight on a site of both model and guide scales its whole
+    divergence term, and a weight on an observed site scales its likelihood. The weighted sum is
+    an objective for training; it is not an ELBO and must not be reported as one.
+
+    Args:
+        weights: positive weight per site name; a float or a 0-dimensional tensor.
+
+    Raises:
+        ValueError: a weight is not positive; or, when the context is left, a named site was
+            never sampled inside it.
+
+    Example:
+        >>> import pyro, torch
+        >>> import pyro.distributions as dist
+        >>> def model():
+        ...     return pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.zeros(()))
+        >>> with site_scale({"x": 0.5}):
+        ...     trace = pyro.poutine.trace(model).get_trace()
+        >>> bool(torch.isclose(trace.log_prob_sum(), 0.5 * dist.Normal(0.0, 1.0).log_prob(0.0 * torch.ones(()))))
+        True
+    """
+
+    def __init__(self, weights: Mapping[str, float | torch.Tensor]) -> None:
+        super().__init__()
+        for name, weight in weights.items():
+            if not isinstance(weight, torch.Tensor) and not weight > 0:
+                raise ValueError(
+                    f"site_scale: the weight of site '{name}' must be positive, got {weight}; "
+                    "to leave a site out of the objective use pyro.poutine.mask"
+                )
+        self.weights = dict(weights)
+        self._seen: set[str] = set()
+
+    def __enter__(self) -> site_scale:
+        self._seen = set()
+        super().__enter__()
+        return self
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        super().__exit__(exc_type, exc_value, traceback)
+        missing = set(self.weights) - self._seen
+        if exc_type is None and missing:
+            raise ValueError(
+                f"site_scale: no sample site named {sorted(missing)} was met; "
+                "check the names in site_weights against the sites of the model"
+            )
+
+    def _pyro_sample(self, msg: Any) -> None:
+        weight = self.weights.get(msg["name"])
+        if weight is not None:
+            self._seen.add(msg["name"])
+            msg["scale"] = weight * msg["scale"]

@@ -1,0 +1,169 @@
+"""What may happen between the steps of ``fit``: freezing, watching for plateaus, own measures."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_seq.training.loss import SequenceLoss
+
+__all__ = ["Callback", "Context", "Freeze", "PlateauWarning", "WarnOnPlateau"]
+
+
+@dataclass
+class Context:
+    """Where a run of ``fit`` stands, as its callbacks see it.
+
+    Attributes:
+        loss: the loss that is trained, with ``loss.model`` and ``loss.guide``.
+        optimizer: its optimizer.
+        epoch: current epoch, from 0.
+        batch: batches done in this epoch.
+        step: optimizer steps done in all epochs.
+        batch_loss: (), loss of the last batch, on the device; reading it as a float waits for it.
+        record: measures of the current epoch; a callback adds its own in ``on_epoch_end``.
+        history: records of the epochs before.
+        stop: set True to end training after this epoch.
+    """
+
+    loss: SequenceLoss
+    optimizer: torch.optim.Optimizer
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    batch_loss: Tensor | None = None
+    record: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    stop: bool = False
+
+
+class Callback:
+    """Hooks into ``fit`` that do nothing; override those that are needed.
+
+    State that a resumed run needs goes through ``state_dict`` and ``load_state_dict`` and may hold
+    tensors, numbers, strings, lists and dictionaries.
+    """
+
+    def on_gradients(self, context: Context) -> None:
+        """After the backward pass, before clipping and the optimizer step."""
+
+    def on_step(self, context: Context) -> None:
+        """After each optimizer step."""
+
+    def on_epoch_end(self, context: Context) -> None:
+        """After validation, before the record of the epoch is closed, logged and saved."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the callback for a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what ``state_dict`` returned."""
+
+
+class Freeze(Callback):
+    """Holds parameters fixed for the first epochs by dropping their gradients.
+
+    ``requires_grad`` stays as it is, so that DistributedDataParallel, which reads it once, and
+    Pyro's parameter store, which sets it, both work. The optimizer sees no gradient: it neither
+    moves the parameters nor fills their moments until they are released.
+
+    Args:
+        modules: modules (or single parameters) to hold.
+        epochs: number of epochs from the start of training.
+    """
+
+    def __init__(self, modules: nn.Module | Iterable[nn.Module | nn.Parameter], epochs: int) -> None:
+        parts = [modules] if isinstance(modules, nn.Module) else list(modules)
+        self.parameters = [
+            parameter
+            for part in parts
+            for parameter in (part.parameters() if isinstance(part, nn.Module) else [part])
+        ]
+        self.epochs = epochs
+        if not self.parameters:
+            raise ValueError("Freeze: the modules given have no parameters; nothing would be frozen")
+
+    def on_gradients(self, context: Context) -> None:
+        if context.epoch < self.epochs:
+            for parameter in self.parameters:
+                parameter.grad = None
+
+
+class PlateauWarning(UserWarning):
+    """Training sits where it learns nothing."""
+
+
+class WarnOnPlateau(Callback):
+    """Warns with ``PlateauWarning`` while a measure sits at a reference or has stopped improving.
+
+    Smaller is better. One warning per epoch at which either holds, after the first ``patience``
+    epochs.
+
+    Args:
+        metric: called with the context at the end of an epoch, returns a number; or the name of an
+            entry of the record ("loss", "validation_loss", a measure of an earlier callback).
+        reference: value that means nothing was learnt, for example the error of a blank frame.
+        tolerance: relative distance from the reference that counts as sitting on it.
+        patience: epochs that training may sit before it is warned of.
+        message: what to say and do about it, added to the warning.
+        name: name of the measure in the record and in the warning.
+    """
+
+    def __init__(
+        self,
+        metric: Callable[[Context], float] | str,
+        reference: float | None = None,
+        *,
+        tolerance: float = 0.02,
+        patience: int = 2,
+        message: str = "",
+        name: str | None = None,
+    ) -> None:
+        self.metric = metric
+        self.reference = reference
+        self.tolerance = tolerance
+        self.patience = patience
+        self.message = message
+        self.name = name or (metric if isinstance(metric, str) else "plateau_metric")
+        self.values: list[float] = []
+
+    def on_epoch_end(self, context: Context) -> None:
+        if isinstance(self.metric, str):
+            value = float(context.record[self.metric])
+        else:
+            value = float(self.metric(context))
+            context.record[self.name] = value
+        self.values.append(value)
+        reason = self._reason()
+        if reason:
+            warnings.warn(
+                f"epoch {context.epoch}: {self.name} = {value:.6g} {reason}. {self.message}".strip(),
+                PlateauWarning,
+                stacklevel=2,
+            )
+
+    def _reason(self) -> str:
+        recent = self.values[-self.patience :]
+        if len(recent) < self.patience:
+            return ""
+        reference = self.reference
+        if reference is not None and all(
+            abs(value - reference) <= self.tolerance * abs(reference) for value in recent
+        ):
+            return f"has sat at {reference:.6g}, where nothing is learnt, for {len(recent)} epochs"
+        earlier = self.values[: -self.patience]
+        if earlier and min(recent) >= min(earlier):
+            return f"has not improved for {len(recent)} epochs (best {min(earlier):.6g})"
+        return ""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"values": list(self.values)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.values = list(state["values"])

@@ -1,0 +1,127 @@
+"""The loss of a model and guide pair as an ordinary ``torch.nn.Module``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import pyro
+import torch
+from pyro.infer import ELBO, Trace_ELBO
+from torch import Tensor, nn
+
+from pyro_seq.inference.handlers import site_scale
+
+__all__ = ["LossTotals", "SequenceLoss"]
+
+
+class LossTotals(NamedTuple):
+    """A loss as a sum over a batch and what it is divided by.
+
+    Attributes:
+        loss: (), objective summed over the batch, nats.
+        count: (), observed steps or sequences of the batch.
+    """
+
+    loss: Tensor
+    count: Tensor
+
+
+class SequenceLoss(nn.Module):
+    r"""Negative evidence lower bound of a batch, :math:`-\frac{1}{n} \sum_i \mathcal{L}(x_i)`, in nats.
+
+    The parameters of model and guide are submodules, so a torch optimizer, DistributedDataParallel
+    or a checkpoint sees them as those of any network. Nothing is left in Pyro's global parameter
+    store: two models of one class in one process train independently.
+
+    In training mode under ``torch.distributed``, n counts the batches of all processes and the
+    value is scaled by their number, so that the mean of the gradients over processes is the
+    gradient of one process on the joined batch.
+
+    Args:
+        model: generative model, ``forward(x, mask, controls)``.
+        guide: its guide, same arguments.
+        elbo: the bound; ``pyro.infer.Trace_ELBO()`` when None.
+        site_weights: factors on the log density of named sites, for example ``{"x": 0.3}``. The
+            result is then a weighted objective and not an ELBO.
+        per: n counts observed steps ("step") or sequences with an observed step ("sequence").
+
+    Raises:
+        ValueError: ``per`` is neither of the two.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        guide: nn.Module,
+        elbo: ELBO | None = None,
+        site_weights: Mapping[str, float | Tensor] | None = None,
+        per: Literal["step", "sequence"] = "step",
+    ) -> None:
+        super().__init__()
+        if per not in ("step", "sequence"):
+            raise ValueError(f"per must be 'step' or 'sequence', got {per!r}")
+        self.model = model
+        self.guide = guide
+        self.elbo = Trace_ELBO() if elbo is None else elbo
+        self.site_weights = dict(site_weights or {})
+        self.per = per
+        _prepare_local_parameters(self)
+
+    def forward(
+        self,
+        batch: Tensor | tuple[Tensor, Tensor | None, Tensor | None],
+        mask: Tensor | None = None,
+        controls: Tensor | None = None,
+    ) -> Tensor:
+        r"""Mean loss of a batch.
+
+        Args:
+            batch: a ``pyro_seq.data.Batch``, or x alone: (batch, time, \*frame).
+            mask: (batch, time) bool, True where observed; only with x alone.
+            controls: (batch, time, control); only with x alone.
+
+        Returns:
+            (), nats per observed step or per sequence.
+        """
+        total, count = self.totals(batch, mask, controls)
+        workers = 1
+        if self.training and torch.distributed.is_initialized():
+            workers = torch.distributed.get_world_size()
+            if workers > 1:
+                torch.distributed.all_reduce(count)
+        return total * (workers / count.clamp(min=1))
+
+    def totals(
+        self,
+        batch: Tensor | tuple[Tensor, Tensor | None, Tensor | None],
+        mask: Tensor | None = None,
+        controls: Tensor | None = None,
+    ) -> LossTotals:
+        """Loss summed over the batch and its count, of this process alone; arguments as forward."""
+        x, mask, controls = batch if isinstance(batch, tuple) else (batch, mask, controls)
+        scaled = site_scale(self.site_weights) if self.site_weights else contextlib.nullcontext()
+        with pyro.settings.context(module_local_params=True), scaled:
+            total = self.elbo.differentiable_loss(self.model, self.guide, x, mask, controls)
+        return LossTotals(total, _count(x, mask, self.per))
+
+
+def _count(x: Tensor, mask: Tensor | None, per: str) -> Tensor:
+    """Observed steps, or sequences with an observed step: a 0-dimensional float on x's device."""
+    if mask is None:
+        number = x.shape[0] if per == "sequence" else x.shape[0] * x.shape[1]
+        return torch.full((), float(number), device=x.device)
+    return (mask.any(-1) if per == "sequence" else mask).sum().float()
+
+
+def _prepare_local_parameters(root: nn.Module) -> None:
+    """Let modules that were built under Pyro's global store run with local parameters.
+
+    Pyro reads ``module_local_params`` both when a PyroModule is built and when it is called, and a
+    module built without it lacks the (empty) local state that the call then enters.
+    """
+    for module in root.modules():
+        context = getattr(module, "_pyro_context", None)
+        if context is not None and not hasattr(context, "param_state"):
+            context.param_state = {"params": {}, "constraints": {}}
