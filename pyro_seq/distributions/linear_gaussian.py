@@ -1,0 +1,496 @@
+r"""Linear-Gaussian state space models and their posteriors as distributions over whole sequences."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor
+from torch.distributions import register_kl
+
+from pyro_seq.ops import kalman
+from pyro_seq.ops.kalman import Filtered, LinearGaussian
+from pyro_seq.ops.linalg import check_positive_definite, cholesky, matvec, no_autocast
+
+__all__ = ["LinearGaussianPosterior", "LinearGaussianSSM"]
+
+_NAMES = ("initial_cov", "transition_cov", "emission_cov")
+
+
+class LinearGaussianSSM(TorchDistribution):
+    r"""Distribution of the observations of a linear-Gaussian state space model.
+
+    .. math::
+        z_1 \sim N(m_1, P_1),\quad z_t \sim N(A_t z_{t-1} + b_t, Q_t),\quad a_t \sim N(C_t z_t, R_t),
+        \qquad p(a) = \int p(a \mid z)\, p(z)\, dz
+
+    One value is a whole sequence `a (time, obs)`. Every matrix has a time dimension of its own, of
+    size `time`, or 1 where it is constant; batch dimensions broadcast. Controls enter as the offset
+    :math:`b_t = B_t u_t`; the first state has none. The algebra runs in float64 outside autocast
+    and returns the type of the parameters.
+
+    Args:
+        initial_loc: :math:`m_1`, `(*batch, state)`.
+        initial_cov: :math:`P_1`, `(*batch, state, state)`.
+        transition: A, `(*batch, time | 1, state, state)`; index 0 of a varying one is not used.
+        transition_cov: Q, `(*batch, time | 1, state, state)`.
+        emission: C, `(*batch, time | 1, obs, state)`.
+        emission_cov: R, `(*batch, time | 1, obs, obs)`.
+        offset: b, `(*batch, time | 1, state)`; zero by default.
+        time: Number of steps; needed only when every matrix is constant.
+        mask: What is observed, bool: whole frames `(*batch, time)`, or single coordinates
+            `(*batch, time, obs)`. What lies under False, NaN included, changes nothing.
+        algorithm: `"auto"`, `"information"` or `"sequential"`: :func:`pyro_seq.ops.kalman.condition`.
+        validate_args: Check values and that each covariance is positive definite.
+
+    Raises:
+        ValueError: Naming the argument whose shape does not fit, or the covariance and the step at
+            which it is not positive definite.
+
+    Example:
+        >>> eye = torch.eye(2)
+        >>> ssm = LinearGaussianSSM(torch.zeros(2), eye, 0.9 * eye[None], 0.1 * eye[None],
+        ...                         torch.ones(1, 1, 2), torch.ones(1, 1, 1), time=5)
+        >>> a = ssm.sample()
+        >>> a.shape, ssm.log_prob(a).shape, ssm.posterior(a).mean.shape
+        (torch.Size([5, 1]), torch.Size([]), torch.Size([5, 2]))
+
+    References:
+        Kalman (1960); Rauch, Tung, Striebel (1965).
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.independent(constraints.real, 2)
+    has_rsample = True
+
+    def __init__(
+        self,
+        initial_loc: Tensor,
+        initial_cov: Tensor,
+        transition: Tensor,
+        transition_cov: Tensor,
+        emission: Tensor,
+        emission_cov: Tensor,
+        offset: Tensor | None = None,
+        *,
+        time: int | None = None,
+        mask: Tensor | None = None,
+        algorithm: str = "auto",
+        validate_args: bool | None = None,
+    ) -> None:
+        if algorithm not in kalman.ALGORITHMS:
+            raise ValueError(
+                f"algorithm must be one of {', '.join(kalman.ALGORITHMS)}; got {algorithm!r}"
+            )
+        if offset is None:
+            offset = initial_loc.new_zeros(1, initial_loc.shape[-1])
+        self._model = LinearGaussian(
+            initial_loc, initial_cov, transition, offset, transition_cov, emission, emission_cov
+        )
+        steps, batch = _check_shapes(self._model, time)
+        self._algorithm = algorithm
+        obs = emission.shape[-2]
+        self._observed = None if mask is None else _check_mask(mask, steps, obs)
+        if self._observed is not None:
+            batch = torch.broadcast_shapes(batch, self._observed.shape[:-2])
+        super().__init__(batch, torch.Size((steps, obs)), validate_args=validate_args)
+        if self._validate_args:
+            for name in _NAMES:
+                check_positive_definite(
+                    getattr(self._model, name), name, per_step=name != "initial_cov"
+                )
+
+    @property
+    def model(self) -> LinearGaussian:
+        """The parameters as they were given."""
+        return self._model
+
+    @property
+    def state_size(self) -> int:
+        """Number of coordinates of the state."""
+        return self._model.initial_loc.shape[-1]
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> LinearGaussianSSM:  # noqa: ANN401
+        """The same distribution with other batch dimensions."""
+        new = self._get_checked_instance(LinearGaussianSSM, _instance)
+        new._model, new._algorithm, new._observed = self._model, self._algorithm, self._observed
+        super(LinearGaussianSSM, new).__init__(
+            torch.Size(batch_shape), self.event_shape, validate_args=False
+        )
+        new._validate_args = self._validate_args
+        return new
+
+    def _arguments(self, value: Tensor) -> tuple[LinearGaussian, Tensor, Tensor | None]:
+        """Parameters, value and mask in float64 with the batch dimensions of both."""
+        self._check_value(value)
+        batch = torch.broadcast_shapes(value.shape[:-2], self.batch_shape)
+        observed = self._observed
+        if observed is not None:
+            observed = observed.expand(*batch, *self.event_shape)
+        return (
+            self._model.to(torch.float64),
+            value.to(torch.float64).expand(*batch, *self.event_shape),
+            observed,
+        )
+
+    def _check_value(self, value: Tensor) -> None:
+        if value.shape[-2:] != self.event_shape:
+            raise ValueError(
+                f"value must end in (time, obs) = {tuple(self.event_shape)}; got shape {tuple(value.shape)}"
+            )
+        if self._validate_args:
+            fine = torch.isfinite(value)
+            if self._observed is not None:
+                fine = fine | ~self._observed
+            if not fine.all():
+                raise ValueError(
+                    "value must be finite where it is observed; got NaN or infinity. "
+                    "Set mask False where a value is missing"
+                )
+
+    def _validate_sample(self, value: Tensor) -> None:
+        self._check_value(value)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        r""":math:`\log p(a)` of the observed coordinates, z integrated out, in nats.
+
+        Args:
+            value: a, `(*sample, *batch, time, obs)`.
+
+        Returns:
+            `(*sample, *batch)`.
+        """
+        return self.posterior(value).log_evidence
+
+    def posterior(self, value: Tensor) -> LinearGaussianPosterior:
+        r"""The joint posterior :math:`p(z \mid a)`.
+
+        Args:
+            value: a, `(*sample, *batch, time, obs)`.
+        """
+        with no_autocast(value.device):
+            posterior = kalman.condition(*self._arguments(value), algorithm=self._algorithm)
+        return LinearGaussianPosterior(
+            posterior, value.dtype, self.event_shape[0], self.state_size
+        )
+
+    def latent_prior(self) -> LinearGaussianPosterior:
+        r"""The prior :math:`p(z)` over all states: the posterior when nothing is observed."""
+        model = self._model.to(torch.float64)
+        shape = (*self.batch_shape, *self.event_shape)
+        nothing = torch.zeros(shape, dtype=torch.float64, device=model.initial_loc.device)
+        with no_autocast(nothing.device):
+            prior = kalman.condition(
+                model, nothing, torch.zeros_like(nothing, dtype=torch.bool), self._algorithm
+            )
+        return LinearGaussianPosterior(
+            prior, self._model.initial_loc.dtype, shape[-2], self.state_size
+        )
+
+    def emit(self, latent: Tensor) -> dist.Independent:
+        r"""Observations given states, :math:`p(a \mid z) = \prod_t N(a_t; C_t z_t, R_t)`, masked like this distribution.
+
+        Args:
+            latent: z, `(*sample, *batch, time, state)`.
+        """
+        factor = cholesky(self._model.emission_cov, "emission_cov")
+        loc = matvec(self._model.emission, latent)
+        return dist.MultivariateNormal(loc, scale_tril=factor, validate_args=False).to_event(1)
+
+    def log_joint(self, latent: Tensor, value: Tensor) -> Tensor:
+        r""":math:`\log p(a, z) = \log p(z) + \sum_t \log N(a_t; C_t z_t, R_t)`, in nats.
+
+        Args:
+            latent: z, `(*sample, *batch, time, state)`.
+            value: a, `(*sample, *batch, time, obs)`.
+
+        Returns:
+            `(*sample, *batch)`.
+        """
+        with no_autocast(value.device):
+            model, a, observed = self._arguments(value)
+            total = _log_joint(model, latent.to(torch.float64), a, observed)
+        return total.to(value.dtype)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Sequences drawn from the prior, `(*sample, *batch, time, obs)`, reparametrised."""
+        return self.emit(self.latent_prior().rsample(sample_shape)).rsample()
+
+    def filter(self, value: Tensor) -> Filtered:
+        r"""Marginals given the past: :math:`p(z_t \mid a_{1:t})` and :math:`p(z_t \mid a_{1:t-1})`.
+
+        Args:
+            value: a, `(*sample, *batch, time, obs)`.
+
+        Returns:
+            The moments and :math:`\log p(a_t \mid a_{1:t-1})` in nats.
+        """
+        with no_autocast(value.device):
+            filtered = kalman.kalman_filter(*self._arguments(value))
+        return Filtered(*(tensor.to(value.dtype) for tensor in filtered))
+
+    def observe(self, loc: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Moments of the observation from moments of the state: :math:`C m` and :math:`C P C^\top + R`.
+
+        Given `predicted_loc` and `predicted_cov` of :meth:`filter` these are the one-step
+        predictions of a; given the posterior's marginals, what a missing a was.
+
+        Args:
+            loc: m, `(*batch, time, state)`.
+            cov: P, `(*batch, time, state, state)`.
+        """
+        emission = self._model.emission
+        return matvec(emission, loc), emission @ cov @ emission.mT + self._model.emission_cov
+
+    def forecast(self, value: Tensor, future: LinearGaussianSSM) -> LinearGaussianSSM:
+        r"""Distribution of the observations that follow, :math:`p(a_{T+1:T+H} \mid a_{1:T})`.
+
+        Args:
+            value: a, `(*batch, time, obs)`.
+            future: A model of H steps whose matrices govern them. Its first transition, offset and
+                transition covariance lead from step T to T + 1; its initial moments are not used.
+        """
+        filtered = self.filter(value)
+        now = future.model.at(0)
+        loc, cov = kalman.predict(
+            filtered.loc[..., -1, :],
+            filtered.cov[..., -1, :, :],
+            now.transition,
+            now.offset,
+            now.transition_cov,
+        )
+        model = future.model._replace(initial_loc=loc, initial_cov=cov)
+        return LinearGaussianSSM(
+            model.initial_loc,
+            model.initial_cov,
+            model.transition,
+            model.transition_cov,
+            model.emission,
+            model.emission_cov,
+            model.offset,
+            time=future.event_shape[0],
+            algorithm=self._algorithm,
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        r""":math:`E[a]`, `(*batch, time, obs)`."""
+        return matvec(self._model.emission, self.latent_prior().mean)
+
+
+class LinearGaussianPosterior(TorchDistribution):
+    r"""Joint distribution of all states of a linear-Gaussian model, :math:`p(z_{1:T} \mid a)`.
+
+    One value is a whole trajectory `z (time, state)`. Built by :meth:`LinearGaussianSSM.posterior`
+    and :meth:`LinearGaussianSSM.latent_prior`.
+
+    Args:
+        posterior: The algebra, in float64.
+        dtype: Floating point type of what is returned.
+        time: Number of steps.
+        state: Number of coordinates of the state.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    support = LinearGaussianSSM.support
+    has_rsample = True
+
+    def __init__(
+        self, posterior: kalman.Posterior, dtype: torch.dtype, time: int, state: int
+    ) -> None:
+        self._posterior, self._dtype = posterior, dtype
+        batch = posterior.noise_shape[:-2]
+        super().__init__(batch, torch.Size((time, state)), validate_args=False)
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> TorchDistribution:  # noqa: ANN401
+        """The same distribution with other batch dimensions."""
+        if torch.Size(batch_shape) == self.batch_shape:
+            return self
+        return dist.ExpandedDistribution(self, batch_shape)
+
+    @property
+    def log_evidence(self) -> Tensor:
+        r""":math:`\log p(a)` in nats, `(*batch)`."""
+        with no_autocast(self._posterior.device):
+            return self._posterior.log_evidence().to(self._dtype)
+
+    @property
+    def mean(self) -> Tensor:
+        r""":math:`E[z \mid a]`, `(*batch, time, state)`."""
+        with no_autocast(self._posterior.device):
+            return self._posterior.mean().to(self._dtype)
+
+    @property
+    def smoothed(self) -> kalman.Smoothed:
+        r"""Means, covariances and lag-one cross-covariances of the states."""
+        with no_autocast(self._posterior.device):
+            return kalman.Smoothed(*(t.to(self._dtype) for t in self._posterior.smoothed()))
+
+    @property
+    def covariance(self) -> Tensor:
+        r""":math:`\mathrm{Cov}(z_t \mid a)`, `(*batch, time, state, state)`."""
+        return self.smoothed.cov
+
+    @property
+    def cross_covariance(self) -> Tensor:
+        r""":math:`\mathrm{Cov}(z_{t+1}, z_t \mid a)`, `(*batch, time - 1, state, state)`."""
+        return self.smoothed.cross_cov
+
+    @property
+    def variance(self) -> Tensor:
+        r"""Diagonal of :attr:`covariance`, `(*batch, time, state)`."""
+        return self.covariance.diagonal(dim1=-2, dim2=-1)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Joint samples `(*sample, *batch, time, state)`, reparametrised."""
+        shape = torch.Size(sample_shape) + self._posterior.noise_shape
+        noise = torch.randn(shape, dtype=torch.float64, device=self._posterior.device)
+        with no_autocast(self._posterior.device):
+            return self._posterior.sample(noise).to(self._dtype)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        r""":math:`\log p(z \mid a)` in nats, `(*sample, *batch)`."""
+        with no_autocast(self._posterior.device):
+            return self._posterior.log_prob(value.to(torch.float64)).to(value.dtype)
+
+    def marginals(self) -> dist.Independent:
+        r"""The product of the marginals, :math:`\prod_t N(z_t; E[z_t \mid a], \mathrm{Cov}(z_t \mid a))`.
+
+        A looser stand-in for the joint: see the `marginal` estimator of
+        :class:`pyro_seq.models.kvae.KVAE`.
+        """
+        with no_autocast(self._posterior.device):
+            smoothed = self._posterior.smoothed()
+            factor = cholesky(smoothed.cov, "smoothed covariance")
+        return dist.MultivariateNormal(
+            smoothed.loc.to(self._dtype), scale_tril=factor.to(self._dtype), validate_args=False
+        ).to_event(1)
+
+    def entropy(self) -> Tensor:
+        r""":math:`-E[\log p(z \mid a)]` in nats, `(*batch)`."""
+        with no_autocast(self._posterior.device):
+            return -self._posterior.expected_log_prob(self._posterior.smoothed()).to(self._dtype)
+
+    def expected_log_prob(self, moments: kalman.Smoothed) -> Tensor:
+        r""":math:`E_q[\log p(z \mid a)]` in nats for a Gaussian q with these moments, `(*batch)`."""
+        with no_autocast(self._posterior.device):
+            exact = kalman.Smoothed(*(t.to(torch.float64) for t in moments))
+            return self._posterior.expected_log_prob(exact).to(self._dtype)
+
+
+@register_kl(LinearGaussianPosterior, LinearGaussianPosterior)
+def _kl_joint_joint(q: LinearGaussianPosterior, p: LinearGaussianPosterior) -> Tensor:
+    r""":math:`E_q[\log q - \log p]`."""
+    moments = q.smoothed
+    return q.expected_log_prob(moments) - p.expected_log_prob(moments)
+
+
+@register_kl(dist.Independent, LinearGaussianPosterior)
+def _kl_marginals_joint(q: dist.Independent, p: LinearGaussianPosterior) -> Tensor:
+    r"""A product of Gaussians over the steps, as :meth:`LinearGaussianPosterior.marginals`, from a joint."""
+    base = q.base_dist
+    if (
+        not isinstance(base, torch.distributions.MultivariateNormal)
+        or q.reinterpreted_batch_ndims != 1
+    ):
+        raise NotImplementedError(
+            "KL is closed for MultivariateNormal(loc, cov).to_event(1) over (time, state)"
+        )
+    cov = base.covariance_matrix
+    moments = kalman.Smoothed(base.loc, cov, torch.zeros_like(cov[..., 1:, :, :]))
+    return -q.entropy() - p.expected_log_prob(moments)
+
+
+def _log_joint(model: LinearGaussian, z: Tensor, a: Tensor, observed: Tensor | None) -> Tensor:
+    """The sum of the log densities of the first state, the transitions and what is observed."""
+    later = [
+        t[..., 1:, :, :] if t.shape[-3] > 1 else t
+        for t in (model.transition, model.offset.unsqueeze(-1), model.transition_cov)
+    ]
+    transition, offset, noise = later
+    start = dist.MultivariateNormal(
+        model.initial_loc,
+        scale_tril=cholesky(model.initial_cov, "initial_cov", per_step=False),
+        validate_args=False,
+    )
+    step = dist.MultivariateNormal(
+        matvec(transition, z[..., :-1, :]) + offset.squeeze(-1),
+        scale_tril=cholesky(noise, "transition_cov"),
+        validate_args=False,
+    )
+    emission, emission_cov = model.emission, model.emission_cov
+    missing: Tensor | float = 0.0
+    if observed is not None:
+        a, emission, emission_cov = kalman.restrict(a, emission, emission_cov, observed)
+        missing = (~observed).sum((-1, -2)).to(a.dtype)
+    seen = dist.MultivariateNormal(
+        matvec(emission, z), scale_tril=cholesky(emission_cov, "emission_cov"), validate_args=False
+    )
+    total = (
+        start.log_prob(z[..., 0, :])
+        + step.log_prob(z[..., 1:, :]).sum(-1)
+        + seen.log_prob(a).sum(-1)
+    )
+    return total + 0.5 * math.log(2 * math.pi) * missing
+
+
+def _check_mask(mask: Tensor, steps: int, obs: int) -> Tensor:
+    """The mask per coordinate, `(*batch, time, obs)`."""
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be a bool tensor, True where observed; got {mask.dtype}")
+    if (
+        mask.dim() >= 2
+        and mask.shape[-2:] == (steps, obs)
+        and not (mask.shape[-1] == steps and obs == steps)
+    ):
+        return mask
+    if mask.dim() >= 1 and mask.shape[-1] == steps:
+        return mask.unsqueeze(-1).expand(*mask.shape, obs)
+    raise ValueError(
+        f"mask must be (*batch, time) = (*batch, {steps}) or (*batch, time, obs) = (*batch, {steps}, {obs}); "
+        f"got shape {tuple(mask.shape)}"
+    )
+
+
+def _check_shapes(model: LinearGaussian, time: int | None) -> tuple[int, torch.Size]:
+    """The number of steps and the batch shape, or an error that names the argument that does not fit."""
+    if model.initial_loc.dim() < 1 or model.emission.dim() < 3:
+        raise ValueError(
+            "initial_loc must be (*batch, state) and emission (*batch, time | 1, obs, state); got shapes "
+            f"{tuple(model.initial_loc.shape)} and {tuple(model.emission.shape)}"
+        )
+    state, obs = model.initial_loc.shape[-1], model.emission.shape[-2]
+    wanted = {
+        "initial_loc": ("state", (state,)),
+        "initial_cov": ("state, state", (state, state)),
+        "transition": ("time | 1, state, state", (state, state)),
+        "offset": ("time | 1, state", (state,)),
+        "transition_cov": ("time | 1, state, state", (state, state)),
+        "emission": ("time | 1, obs, state", (obs, state)),
+        "emission_cov": ("time | 1, obs, obs", (obs, obs)),
+    }
+    lengths, batches = {}, []
+    for name, (words, tail) in wanted.items():
+        shape = getattr(model, name).shape
+        timed = not name.startswith("initial")
+        if len(shape) < len(tail) + timed or shape[len(shape) - len(tail) :] != tail:
+            raise ValueError(
+                f"{name} must be (*batch, {words}) with state = {state} and obs = {obs}; got shape {tuple(shape)}"
+            )
+        if timed:
+            lengths[name] = shape[len(shape) - len(tail) - 1]
+        batches.append(shape[: len(shape) - len(tail) - timed])
+    steps = time if time is not None else max(lengths.values())
+    for name, length in lengths.items():
+        if length not in (1, steps):
+            raise ValueError(
+                f"{name} must have {steps} time steps, or 1 when it is constant; got {length}"
+            )
+    try:
+        return steps, torch.broadcast_shapes(*batches)
+    except RuntimeError as error:
+        named = dict(zip(wanted, map(tuple, batches), strict=True))
+        raise ValueError(f"batch shapes must broadcast; got {named}") from error

@@ -1,0 +1,1 @@
+r"""Maths on tensors: no Pyro, no parameters. Tensors in, NamedTuples out."""
