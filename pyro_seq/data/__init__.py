@@ -1,4 +1,4 @@
-"""Data: batches and masks, simulators, loaders. Needs no other part of the package but the registry."""
+"""Data: batches and masks, simulators and loaders."""
 
 from __future__ import annotations
 
