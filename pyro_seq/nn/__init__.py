@@ -1,0 +1,1 @@
+r"""Networks without randomness."""

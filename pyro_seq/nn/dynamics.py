@@ -1,0 +1,360 @@
+r"""Locally linear dynamics: K linear-Gaussian modes, mixed at every step by a network of the past.
+
+References:
+    Fraccaro, Kamronn, Paquet, Winther (2017), section 3.3.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyro_seq.ops import kalman
+from pyro_seq.ops.kalman import Filtered, LinearGaussian
+from pyro_seq.ops.linalg import matvec, no_autocast
+from pyro_seq.plugins import register
+
+__all__ = [
+    "Conditioned",
+    "DynamicsState",
+    "LSTMWeights",
+    "MLPWeights",
+    "MixtureDynamics",
+    "Prediction",
+    "StaticWeights",
+    "WeightNetwork",
+]
+
+
+class WeightNetwork(nn.Module, ABC):
+    r"""Dynamics parameter network :math:`\alpha_t = \alpha_t(a_{0:t-1})`, on the simplex of K modes."""
+
+    @abstractmethod
+    def initial_state(self, batch: int) -> Any:  # noqa: ANN401
+        """State before the first step, a tuple of tensors."""
+
+    @abstractmethod
+    def step(self, previous: Tensor, state: Any) -> tuple[Tensor, Any]:  # noqa: ANN401
+        """Weights `(batch, modes)` and the next state, from the encoding `previous (batch, obs)`."""
+
+    @abstractmethod
+    def unroll(self, previous: Tensor) -> Tensor:
+        """Weights `(batch, time, modes)` of all steps at once, from `previous (batch, time, obs)`."""
+
+
+@register("dynamics", "lstm")
+class LSTMWeights(WeightNetwork):
+    r""":math:`d_t = \mathrm{LSTM}(a_{t-1}, d_{t-1}),\; \alpha_t = \mathrm{softmax}(W d_t)`.
+
+    Args:
+        obs: Size of the encoding a.
+        modes: K.
+        hidden: Units of the LSTM.
+    """
+
+    def __init__(self, obs: int, modes: int, hidden: int = 50) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.cell = nn.LSTM(obs, hidden, batch_first=True)
+        self.head = nn.Linear(hidden, modes)
+        with torch.no_grad():  # remember by default: the forget gate starts open
+            self.cell.bias_ih_l0[hidden : 2 * hidden] = 1.0
+            self.cell.bias_hh_l0[hidden : 2 * hidden] = 0.0
+
+    def initial_state(self, batch: int) -> tuple[Tensor, Tensor]:
+        """Zeros."""
+        zeros = self.head.weight.new_zeros(1, batch, self.hidden)
+        return zeros, zeros
+
+    def step(self, previous: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """One cell."""
+        output, state = self.cell(previous.unsqueeze(1), state)
+        return self.head(output.squeeze(1)).softmax(-1), state
+
+    def unroll(self, previous: Tensor) -> Tensor:
+        """One call for the whole sequence."""
+        return self.head(self.cell(previous)[0]).softmax(-1)
+
+
+@register("dynamics", "mlp")
+class MLPWeights(WeightNetwork):
+    r""":math:`\alpha_t = \mathrm{softmax}(\mathrm{MLP}(a_{t-1}, \dots, a_{t-k}))`; before the start stands :math:`a_0`.
+
+    Args:
+        obs: Size of the encoding a.
+        modes: K.
+        hidden: Units of each of the two hidden layers.
+        window: Number k of past encodings.
+    """
+
+    def __init__(self, obs: int, modes: int, hidden: int = 50, window: int = 1) -> None:
+        super().__init__()
+        self.window = window
+        self.network = nn.Sequential(
+            nn.Linear(window * obs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
+            nn.Linear(hidden, modes),
+        )
+
+    def initial_state(self, batch: int) -> tuple[Tensor, ...]:
+        """No encoding yet."""
+        return ()
+
+    def step(self, previous: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Shift the window by one."""
+        state = (*(state or (previous,) * (self.window - 1)), previous)[-self.window :]
+        weights = self.network(torch.cat(state, -1)).softmax(-1)
+        return weights, state[1:]
+
+    def unroll(self, previous: Tensor) -> Tensor:
+        """All windows at once."""
+        padded = torch.cat([previous[:, :1]] * (self.window - 1) + [previous], 1)
+        windows = padded.unfold(1, self.window, 1).mT.flatten(-2)
+        return self.network(windows).softmax(-1)
+
+
+@register("dynamics", "static")
+class StaticWeights(WeightNetwork):
+    r""":math:`\alpha` is one learnt point of the simplex: linear dynamics.
+
+    Args:
+        obs: Size of the encoding a.
+        modes: K.
+    """
+
+    def __init__(self, obs: int, modes: int) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(modes))
+
+    def initial_state(self, batch: int) -> tuple[()]:
+        """Nothing to remember."""
+        return ()
+
+    def step(self, previous: Tensor, state: tuple[()]) -> tuple[Tensor, tuple[()]]:
+        """The same weights at every step."""
+        return self.logits.softmax(-1).expand(previous.shape[0], -1), state
+
+    def unroll(self, previous: Tensor) -> Tensor:
+        """The same weights at every step."""
+        return self.logits.softmax(-1).expand(*previous.shape[:2], -1)
+
+
+class DynamicsState(NamedTuple):
+    """What online filtering remembers: the filtered belief, the last encoding and the network's state.
+
+    Shapes: `loc (batch, state)`, `cov (batch, state, state)`, `previous (batch, obs)`; `step` counts frames.
+    """
+
+    step: int
+    loc: Tensor
+    cov: Tensor
+    previous: Tensor
+    network: Any
+
+
+class Prediction(NamedTuple):
+    """Belief about one step before its observation: moments of z, the matrices, the network's next state."""
+
+    loc: Tensor
+    cov: Tensor
+    emission: Tensor
+    weights: Tensor
+    transition: Tensor
+    offset: Tensor
+    network: Any
+
+
+class Conditioned(NamedTuple):
+    """The linear-Gaussian model that a sequence of encodings implies.
+
+    `weights (batch, time, modes)`; `filtered` is there when it had to be computed on the way, which
+    is when a frame is missing.
+    """
+
+    model: LinearGaussian
+    weights: Tensor
+    filtered: Filtered | None
+
+
+class MixtureDynamics(nn.Module):
+    r"""K linear-Gaussian state space models, mixed by :math:`\alpha_t(a_{0:t-1})` (equation 9).
+
+    .. math::
+        A_t = \sum_k \alpha_t^{(k)} A^{(k)},\quad B_t = \sum_k \alpha_t^{(k)} B^{(k)},\quad
+        C_t = \sum_k \alpha_t^{(k)} C^{(k)},\quad z_1 \sim N(0, \sigma_1^2 I)
+
+    Where a frame is missing, the network is fed with the predicted mean :math:`C_t m_{t|t-1}`.
+
+    Args:
+        network: :math:`\alpha`, built for `modes` and `obs`.
+        obs: Size of a.
+        state: Size of z.
+        modes: K.
+        controls: Size of u, or 0.
+        transition_var: Variance Q of every coordinate of z.
+        emission_var: Variance R of every coordinate of a.
+        initial_var: Variance of the first state.
+        learn_noise: Learn Q and R (isotropic) from these starting values.
+        start: `"identity"` (:math:`A^{(k)} = I`, C random, the authors' start), or
+            `"local_linear_trend"`: z holds positions and velocities, C reads the positions.
+        jitter: Standard deviation of the noise by which the modes differ at the start.
+    """
+
+    def __init__(
+        self,
+        network: WeightNetwork,
+        obs: int,
+        state: int,
+        modes: int,
+        *,
+        controls: int = 0,
+        transition_var: float = 0.08,
+        emission_var: float = 0.03,
+        initial_var: float = 20.0,
+        learn_noise: bool = False,
+        start: str = "identity",
+        jitter: float = 0.05,
+    ) -> None:
+        super().__init__()
+        self.network, self.obs, self.state, self.modes, self.controls = network, obs, state, modes, controls
+        transition, emission = _start(start, obs, state, modes, jitter)
+        self.transition, self.emission = nn.Parameter(transition), nn.Parameter(emission)
+        self.control = nn.Parameter(0.05 * torch.randn(modes, state, controls)) if controls else None
+        self.first_code = nn.Parameter(torch.zeros(obs))
+        for name, value in (("transition", transition_var), ("emission", emission_var)):
+            log_var = torch.full((1,), value).log()
+            if learn_noise:
+                self.register_parameter(f"{name}_log_var", nn.Parameter(log_var))
+            else:
+                self.register_buffer(f"{name}_log_var", log_var)
+        self.register_buffer("initial_var", torch.full((1,), initial_var))
+
+    def mix(self, weights: Tensor, controls: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        r"""A, b = B u and C of :math:`\alpha` `(*, modes)` and u `(*, controls)`: `(*, n, n)`, `(*, n)`, `(*, obs, n)`."""
+        shape = weights.shape[:-1]
+        transition = (weights @ self.transition.flatten(1)).view(*shape, self.state, self.state)
+        emission = (weights @ self.emission.flatten(1)).view(*shape, self.obs, self.state)
+        if self.control is None or controls is None:
+            return transition, weights.new_zeros(*shape, self.state), emission
+        control = (weights @ self.control.flatten(1)).view(*shape, self.state, self.controls)
+        return transition, matvec(control, controls), emission
+
+    def noise(self) -> tuple[Tensor, Tensor, Tensor]:
+        r""":math:`P_1 (n, n)`, :math:`Q (n, n)` and :math:`R (obs, obs)` in float64."""
+        eye = torch.eye(self.state, device=self.first_code.device, dtype=torch.float64)
+        small = torch.eye(self.obs, device=self.first_code.device, dtype=torch.float64)
+        return (
+            self.initial_var * eye,
+            self.transition_log_var.double().exp() * eye,
+            self.emission_log_var.double().exp() * small,
+        )
+
+    def _model(self, transition: Tensor, offset: Tensor, emission: Tensor) -> LinearGaussian:
+        initial, process, measurement = self.noise()
+        loc = torch.zeros(self.state, device=initial.device, dtype=torch.float64)
+        return LinearGaussian(
+            loc, initial, transition.double(), offset.double(), process.unsqueeze(0), emission.double(),
+            measurement.unsqueeze(0),
+        )
+
+    def condition(
+        self, a: Tensor, mask: Tensor | None = None, controls: Tensor | None = None, codes: Tensor | None = None
+    ) -> Conditioned:
+        r"""The state space model of a sequence of encodings.
+
+        Args:
+            a: `(batch, time, obs)`; what stands at missing frames is not read.
+            mask: bool `(batch, time)`, or None when every frame is there.
+            controls: u, `(batch, time, controls)`.
+            codes: What the network reads instead of a, `(batch, time, obs)`: a guess of all
+                encodings, the missing ones included.
+
+        Returns:
+            The model in float64, the weights, and the filtered moments if the filter had to run.
+        """
+        with no_autocast(a.device):
+            if mask is not None and codes is None:
+                return self._condition_by_step(a, mask, controls)
+            read = a if codes is None else codes
+            first = self.first_code.expand(a.shape[0], 1, -1)
+            weights = self.network.unroll(torch.cat([first, read[:, :-1]], 1))
+            return Conditioned(self._model(*self.mix(weights, controls)), weights, None)
+
+    def _condition_by_step(self, a: Tensor, mask: Tensor, controls: Tensor | None) -> Conditioned:
+        """Filter on the way, since the network reads predictions where frames are missing."""
+        state = self.initial_state(a.shape[0])
+        predictions, rows = [], []
+        for t in range(a.shape[1]):
+            ahead = self.predict(state, None if controls is None else controls[:, t])
+            state, nats = self.update(state, ahead, a[:, t], mask[:, t])
+            predictions.append(ahead)
+            rows.append((state.loc, state.cov, ahead.loc, ahead.cov, nats))
+        filtered = Filtered(*(torch.stack(column, 1) for column in zip(*rows, strict=True)))
+        transition, offset, emission, weights = (
+            torch.stack([getattr(ahead, name) for ahead in predictions], 1)
+            for name in ("transition", "offset", "emission", "weights")
+        )
+        return Conditioned(self._model(transition, offset, emission), weights, filtered)
+
+    def initial_state(self, batch: int) -> DynamicsState:
+        """The state before the first frame."""
+        initial = self.noise()[0]
+        loc = torch.zeros(batch, self.state, device=initial.device, dtype=torch.float64)
+        previous = self.first_code.expand(batch, -1)
+        cov = initial.expand(batch, -1, -1)
+        return DynamicsState(0, loc, cov, previous, self.network.initial_state(batch))
+
+    def predict(self, state: DynamicsState, control: Tensor | None = None) -> Prediction:
+        r"""Belief :math:`p(z_t \mid a_{1:t-1})` and the matrices of step t.
+
+        Args:
+            state: After step t - 1.
+            control: :math:`u_t`, `(batch, controls)`.
+        """
+        with no_autocast(state.loc.device):
+            weights, network = self.network.step(state.previous, state.network)
+            transition, offset, emission = (m.double() for m in self.mix(weights, control))
+            loc, cov = state.loc, state.cov
+            if state.step > 0:
+                loc, cov = kalman.predict(loc, cov, transition, offset, self.noise()[1])
+            return Prediction(loc, cov, emission, weights, transition, offset, network)
+
+    def update(
+        self, state: DynamicsState, ahead: Prediction, a: Tensor, mask: Tensor | None = None
+    ) -> tuple[DynamicsState, Tensor]:
+        r"""Condition on :math:`a_t`.
+
+        Args:
+            state: After step t - 1.
+            ahead: The prediction of step t.
+            a: :math:`a_t`, `(batch, obs)`.
+            mask: Which sequences have this frame, bool `(batch,)`.
+
+        Returns:
+            The next state and :math:`\log p(a_t \mid a_{1:t-1})` in nats, `(batch,)`.
+        """
+        with no_autocast(a.device):
+            observed = None if mask is None else mask.unsqueeze(-1).expand(a.shape)
+            done = kalman.update(ahead.loc, ahead.cov, ahead.emission, self.noise()[2], a.double(), observed)
+            read = a
+            if observed is not None:
+                read = torch.where(observed, a, matvec(ahead.emission, ahead.loc).to(a.dtype))
+        return DynamicsState(state.step + 1, done.loc, done.cov, read, ahead.network), done.log_likelihood
+
+
+def _start(start: str, obs: int, state: int, modes: int, jitter: float) -> tuple[Tensor, Tensor]:
+    """Transition `(modes, state, state)` and emission `(modes, obs, state)` to begin with."""
+    eye = torch.eye(state).expand(modes, -1, -1)
+    if start == "identity":
+        return eye.clone(), jitter * torch.randn(modes, obs, state)
+    if start != "local_linear_trend":
+        raise ValueError(f"start must be 'identity' or 'local_linear_trend'; got {start!r}")
+    if state < 2 * obs:
+        raise ValueError(f"start 'local_linear_trend' needs state >= 2 * obs = {2 * obs}; got state = {state}")
+    trend = torch.eye(state)
+    trend[:obs, obs : 2 * obs] = torch.eye(obs)
+    emission = torch.zeros(obs, state)
+    emission[:, :obs] = torch.eye(obs)
+    return trend + jitter * torch.randn(modes, state, state), emission.expand(modes, -1, -1).clone()
