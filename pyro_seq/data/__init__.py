@@ -2,6 +2,29 @@
 
 from __future__ import annotations
 
+from pyro_seq.data.batch import Batch, check_batch, pad_sequences
+from pyro_seq.data.loaders import MNIST, RemoteFile, load_mnist, locate
+from pyro_seq.data.masks import gap_mask, random_mask, training_mask
+from pyro_seq.data.sampling import BatchLoader, BucketSampler, SequenceDataset, batches
 from pyro_seq.data.simulators import ENVIRONMENTS, Environment, Simulation, simulate
 
-__all__ = ["ENVIRONMENTS", "Environment", "Simulation", "simulate"]
+__all__ = [
+    "ENVIRONMENTS",
+    "MNIST",
+    "Batch",
+    "BatchLoader",
+    "BucketSampler",
+    "Environment",
+    "RemoteFile",
+    "SequenceDataset",
+    "Simulation",
+    "batches",
+    "check_batch",
+    "gap_mask",
+    "load_mnist",
+    "locate",
+    "pad_sequences",
+    "random_mask",
+    "simulate",
+    "training_mask",
+]
