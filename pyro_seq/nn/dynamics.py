@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pyro_seq.ops import kalman
 from pyro_seq.ops.kalman import Filtered, LinearGaussian
-from pyro_seq.ops.linalg import matvec, no_autocast
+from pyro_seq.ops.linalg import cholesky, matvec, no_autocast
 from pyro_seq.plugins import register
 
 __all__ = [
@@ -69,7 +69,9 @@ class LSTMWeights(WeightNetwork):
         zeros = self.head.weight.new_zeros(1, batch, self.hidden)
         return zeros, zeros
 
-    def step(self, previous: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def step(
+        self, previous: Tensor, state: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """One cell."""
         output, state = self.cell(previous.unsqueeze(1), state)
         return self.head(output.squeeze(1)).softmax(-1), state
@@ -94,7 +96,10 @@ class MLPWeights(WeightNetwork):
         super().__init__()
         self.window = window
         self.network = nn.Sequential(
-            nn.Linear(window * obs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
+            nn.Linear(window * obs, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
             nn.Linear(hidden, modes),
         )
 
@@ -102,7 +107,9 @@ class MLPWeights(WeightNetwork):
         """No encoding yet."""
         return ()
 
-    def step(self, previous: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def step(
+        self, previous: Tensor, state: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Shift the window by one."""
         state = (*(state or (previous,) * (self.window - 1)), previous)[-self.window :]
         weights = self.network(torch.cat(state, -1)).softmax(-1)
@@ -218,10 +225,18 @@ class MixtureDynamics(nn.Module):
         jitter: float = 0.05,
     ) -> None:
         super().__init__()
-        self.network, self.obs, self.state, self.modes, self.controls = network, obs, state, modes, controls
+        self.network, self.obs, self.state, self.modes, self.controls = (
+            network,
+            obs,
+            state,
+            modes,
+            controls,
+        )
         transition, emission = _start(start, obs, state, modes, jitter)
         self.transition, self.emission = nn.Parameter(transition), nn.Parameter(emission)
-        self.control = nn.Parameter(0.05 * torch.randn(modes, state, controls)) if controls else None
+        self.control = (
+            nn.Parameter(0.05 * torch.randn(modes, state, controls)) if controls else None
+        )
         self.first_code = nn.Parameter(torch.zeros(obs))
         for name, value in (("transition", transition_var), ("emission", emission_var)):
             log_var = torch.full((1,), value).log()
@@ -255,12 +270,21 @@ class MixtureDynamics(nn.Module):
         initial, process, measurement = self.noise()
         loc = torch.zeros(self.state, device=initial.device, dtype=torch.float64)
         return LinearGaussian(
-            loc, initial, transition.double(), offset.double(), process.unsqueeze(0), emission.double(),
+            loc,
+            initial,
+            transition.double(),
+            offset.double(),
+            process.unsqueeze(0),
+            emission.double(),
             measurement.unsqueeze(0),
         )
 
     def condition(
-        self, a: Tensor, mask: Tensor | None = None, controls: Tensor | None = None, codes: Tensor | None = None
+        self,
+        a: Tensor,
+        mask: Tensor | None = None,
+        controls: Tensor | None = None,
+        codes: Tensor | None = None,
     ) -> Conditioned:
         r"""The state space model of a sequence of encodings.
 
@@ -337,11 +361,39 @@ class MixtureDynamics(nn.Module):
         """
         with no_autocast(a.device):
             observed = None if mask is None else mask.unsqueeze(-1).expand(a.shape)
-            done = kalman.update(ahead.loc, ahead.cov, ahead.emission, self.noise()[2], a.double(), observed)
+            done = kalman.update(
+                ahead.loc, ahead.cov, ahead.emission, self.noise()[2], a.double(), observed
+            )
             read = a
             if observed is not None:
                 read = torch.where(observed, a, matvec(ahead.emission, ahead.loc).to(a.dtype))
-        return DynamicsState(state.step + 1, done.loc, done.cov, read, ahead.network), done.log_likelihood
+        return DynamicsState(
+            state.step + 1, done.loc, done.cov, read, ahead.network
+        ), done.log_likelihood
+
+    def draw(
+        self, state: DynamicsState, control: Tensor | None = None
+    ) -> tuple[DynamicsState, Tensor]:
+        r"""Continue a trajectory by one step: draw :math:`z_t` and then :math:`a_t`.
+
+        Args:
+            state: After step t - 1, its belief a mean and a covariance (zero once z is drawn).
+            control: :math:`u_t`, `(batch, controls)`.
+
+        Returns:
+            The next state, certain of the drawn :math:`z_t`, and :math:`a_t (batch, obs)`.
+        """
+        ahead = self.predict(state, control)
+        with no_autocast(ahead.loc.device):
+            noise = torch.randn_like(ahead.loc).unsqueeze(-1)
+            z = ahead.loc + (
+                cholesky(ahead.cov, "predicted covariance", per_step=False) @ noise
+            ).squeeze(-1)
+            mean = matvec(ahead.emission, z)
+            a = (mean + self.noise()[2].diagonal().sqrt() * torch.randn_like(mean)).to(
+                state.previous.dtype
+            )
+        return DynamicsState(state.step + 1, z, torch.zeros_like(ahead.cov), a, ahead.network), a
 
 
 def _start(start: str, obs: int, state: int, modes: int, jitter: float) -> tuple[Tensor, Tensor]:
@@ -352,9 +404,13 @@ def _start(start: str, obs: int, state: int, modes: int, jitter: float) -> tuple
     if start != "local_linear_trend":
         raise ValueError(f"start must be 'identity' or 'local_linear_trend'; got {start!r}")
     if state < 2 * obs:
-        raise ValueError(f"start 'local_linear_trend' needs state >= 2 * obs = {2 * obs}; got state = {state}")
+        raise ValueError(
+            f"start 'local_linear_trend' needs state >= 2 * obs = {2 * obs}; got state = {state}"
+        )
     trend = torch.eye(state)
     trend[:obs, obs : 2 * obs] = torch.eye(obs)
     emission = torch.zeros(obs, state)
     emission[:, :obs] = torch.eye(obs)
-    return trend + jitter * torch.randn(modes, state, state), emission.expand(modes, -1, -1).clone()
+    return trend + jitter * torch.randn(modes, state, state), emission.expand(
+        modes, -1, -1
+    ).clone()

@@ -1,0 +1,250 @@
+r"""Guide of the Kalman variational auto-encoder: :math:`q(a, z \mid x) = \prod_t q(a_t \mid x_t)\; p(z \mid a)`."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from pyro_seq.models.kvae import KVAE, hide
+from pyro_seq.models.mixture_ssm import as_distribution
+from pyro_seq.nn.dynamics import DynamicsState
+from pyro_seq.nn.encoders import ENCODERS, FrameEncoder
+from pyro_seq.nn.naming import unique_name
+from pyro_seq.ops.linalg import matvec
+from pyro_seq.plugins import register
+
+__all__ = ["FilterUpdate", "KalmanGuide", "OnlineFilter", "Trajectory"]
+
+
+class Trajectory(NamedTuple):
+    r"""Codes and states of a sequence, filtered or smoothed.
+
+    Attributes:
+        a: Mean code :math:`C_t E[z_t]`, `(batch, time, obs)`.
+        loc: Mean state, `(batch, time, state)`.
+        cov: Covariance of the state, `(batch, time, state, state)`.
+        weights: :math:`\alpha_t`, `(batch, time, modes)`.
+        encoded: Mean of :math:`q(a_t \mid x_t)`; NaN where the frame is missing, `(batch, time, obs)`.
+    """
+
+    a: Tensor
+    loc: Tensor
+    cov: Tensor
+    weights: Tensor
+    encoded: Tensor
+
+
+@register("guides", "kalman")
+class KalmanGuide(PyroModule):
+    r"""Amortised codes, and the exact posterior of the states by Kalman smoothing (equation 5).
+
+    .. math:: q(a, z \mid x) = \prod_t N(a_t; \mu(x_t), \mathrm{diag}\,\sigma^2(x_t))\; p(z \mid a)
+
+    Site `"a"` always; site `"z"` when the model's estimator draws it. Codes of missing frames are
+    not scored; what stands there is the encoding of an empty frame, which nothing reads.
+
+    Args:
+        model: A :class:`~pyro_seq.models.kvae.KVAE`.
+        encoder: `"conv"` (the paper's), `"mlp"`, or a
+            :class:`~pyro_seq.nn.encoders.FrameEncoder`.
+        encoder_options: Keyword arguments of the encoder.
+
+    Raises:
+        TypeError: When the model is no KVAE.
+        ValueError: For an unknown encoder.
+
+    Example:
+        >>> model = KVAE((1, 8, 8), decoder="mlp")
+        >>> guide = KalmanGuide(model, "mlp")
+        >>> x = torch.zeros(2, 5, 1, 8, 8)
+        >>> guide(x)["a"].shape, guide.smooth(x).loc.shape
+        (torch.Size([2, 5, 2]), torch.Size([2, 5, 4]))
+    """
+
+    def __init__(
+        self,
+        model: KVAE,
+        encoder: str | FrameEncoder = "conv",
+        encoder_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(unique_name("kalman_guide"))
+        if not isinstance(model, KVAE):
+            raise TypeError(f"model must be a KVAE; got {type(model).__name__}")
+        if isinstance(encoder, str):
+            if encoder not in ENCODERS:
+                raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}; got {encoder!r}")
+            encoder = ENCODERS[encoder](
+                model.frame_shape, model.dynamics.obs, **(encoder_options or {})
+            )
+        self._model = (model,)
+        self.encoder = encoder
+
+    @property
+    def model(self) -> KVAE:
+        """The model; not a submodule, so that its parameters have one owner."""
+        return self._model[0]
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, controls: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Draw the latent sites.
+
+        Args:
+            x: Frames `(batch, time, *frame)`; missing ones may be NaN.
+            mask: bool `(batch, time)`, True where observed.
+            controls: u, `(batch, time, controls)`.
+
+        Returns:
+            Values of the sites, `a (batch, time, obs)` and perhaps `z (batch, time, state)`.
+        """
+        model = self.model
+        model.check(x, mask, controls)
+        with pyro.plate("sequences", x.shape[0], dim=-1):
+            sites = {"a": pyro.sample("a", self.codes(x, mask))}
+            if model.estimator != "closed_form":
+                given = model.dynamics.condition(sites["a"], mask, controls)
+                posterior = as_distribution(given.model, x.shape[1], mask).posterior(sites["a"])
+                joint = model.estimator == "joint"
+                sites["z"] = pyro.sample("z", posterior if joint else posterior.marginals())
+        return sites
+
+    def codes(self, x: Tensor, mask: Tensor | None = None) -> dist.Independent:
+        r""":math:`\prod_t q(a_t \mid x_t)` over the observed frames."""
+        loc, scale = self.encoder(hide(x, mask))
+        step = dist.Normal(loc, scale, validate_args=False).to_event(1)
+        return (step if mask is None else step.mask(mask)).to_event(1)
+
+    def median(
+        self, x: Tensor, mask: Tensor | None = None, controls: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Smoothed means of the sites: the codes and the states."""
+        smoothed = self.smooth(x, mask, controls)
+        return {"a": smoothed.a, "z": smoothed.loc}
+
+    @torch.no_grad()
+    def filter(
+        self, x: Tensor, mask: Tensor | None = None, controls: Tensor | None = None
+    ) -> Trajectory:
+        r"""What is known of each step from the frames up to it, :math:`p(z_t \mid a_{1:t})`."""
+        a, mask = self._encode(x, mask, controls)
+        given = self.model.dynamics.condition(a, mask, controls)
+        if given.filtered is None:
+            raise RuntimeError("the filter did not run")
+        return self._trajectory(
+            given.model.emission, given.filtered.loc, given.filtered.cov, given.weights, a, mask
+        )
+
+    @torch.no_grad()
+    def smooth(
+        self, x: Tensor, mask: Tensor | None = None, controls: Tensor | None = None
+    ) -> Trajectory:
+        r"""What is known of each step from all frames, :math:`p(z_t \mid a)` (section 4 of the paper)."""
+        a, observed = self._encode(x, mask, controls)
+        given = self.model.dynamics.condition(a, None if mask is None else observed, controls)
+        posterior = as_distribution(given.model, x.shape[1], observed).posterior(a)
+        smoothed = posterior.smoothed
+        return self._trajectory(
+            given.model.emission, smoothed.loc, smoothed.cov, given.weights, a, observed
+        )
+
+    def online(self, batch: int = 1) -> OnlineFilter:
+        """A filter that takes one frame at a time from each of `batch` streams."""
+        return OnlineFilter(self, batch)
+
+    @torch.no_grad()
+    def start_from(self, frames: Tensor, start: str = "moments", spread: float = 5.0) -> None:
+        """Begin encoder and decoder from some frames `(count, *frame)`; see their `start_from`."""
+        self.encoder.start_from(frames, start, spread)
+        self.model.decoder.start_from(frames, self.model.likelihood)
+
+    def _encode(
+        self, x: Tensor, mask: Tensor | None, controls: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean codes, and a mask that is never None."""
+        self.model.check(x, mask, controls)
+        loc, _ = self.encoder(hide(x, mask))
+        full = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+        return loc, full
+
+    def _trajectory(
+        self, emission: Tensor, loc: Tensor, cov: Tensor, weights: Tensor, a: Tensor, mask: Tensor
+    ) -> Trajectory:
+        loc, cov, emission = (t.to(a.dtype) for t in (loc, cov, emission))
+        encoded = torch.where(mask.unsqueeze(-1), a, torch.nan)
+        return Trajectory(matvec(emission, loc), loc, cov, weights, encoded)
+
+
+class FilterUpdate(NamedTuple):
+    r"""What an online filter knows after a frame.
+
+    Attributes:
+        loc: Mean of :math:`p(z_t \mid a_{1:t})`, `(batch, state)`.
+        cov: Its covariance, `(batch, state, state)`.
+        a: Mean code :math:`C_t E[z_t]`, `(batch, obs)`.
+        next_a: Mean code of the next frame, `(batch, obs)`.
+        next_frame: Mean of the next frame, `(batch, *frame)`.
+        log_likelihood: :math:`\log p(a_t \mid a_{1:t-1})` in nats, `(batch,)`.
+    """
+
+    loc: Tensor
+    cov: Tensor
+    a: Tensor
+    next_a: Tensor
+    next_frame: Tensor
+    log_likelihood: Tensor
+
+
+class OnlineFilter:
+    """Kalman filtering one frame at a time, in memory that does not grow.
+
+    Args:
+        guide: The guide of a trained pair.
+        batch: Number of streams.
+
+    Attributes:
+        state: All that is remembered; may be saved and set again.
+    """
+
+    def __init__(self, guide: KalmanGuide, batch: int = 1) -> None:
+        self.guide = guide
+        with torch.no_grad():
+            self.state: DynamicsState = guide.model.dynamics.initial_state(batch)
+
+    @torch.no_grad()
+    def update(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        control: Tensor | None = None,
+        next_control: Tensor | None = None,
+    ) -> FilterUpdate:
+        r"""Take in the next frame of every stream.
+
+        Args:
+            x: :math:`x_t`, `(batch, *frame)`; missing ones may be NaN.
+            mask: Which streams have a frame now, bool `(batch,)`.
+            control: :math:`u_t`, `(batch, controls)`; not used at the first frame.
+            next_control: :math:`u_{t+1}` for the prediction; zero when not given.
+
+        Returns:
+            The filtered state and the prediction of the next frame.
+        """
+        model = self.guide.model
+        dynamics = model.dynamics
+        ahead_mask = None if mask is None else mask.unsqueeze(1)
+        model.check(x.unsqueeze(1), ahead_mask, None if control is None else control.unsqueeze(1))
+        a, _ = self.guide.encoder(hide(x.unsqueeze(1), ahead_mask).squeeze(1))
+        now = dynamics.predict(self.state, control)
+        self.state, nats = dynamics.update(self.state, now, a, mask)
+        if next_control is None and dynamics.controls:
+            next_control = a.new_zeros(a.shape[0], dynamics.controls)
+        ahead = dynamics.predict(self.state, next_control)
+        next_a = matvec(ahead.emission, ahead.loc).to(a.dtype)
+        loc, cov = self.state.loc.to(a.dtype), self.state.cov.to(a.dtype)
+        here = matvec(now.emission, self.state.loc).to(a.dtype)
+        return FilterUpdate(loc, cov, here, next_a, model.decode(next_a), nats.to(a.dtype))

@@ -1,0 +1,153 @@
+r"""Codes of a whole sequence under mixture dynamics, as a distribution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor
+
+from pyro_seq.distributions import LinearGaussianPosterior, LinearGaussianSSM
+from pyro_seq.nn.dynamics import Conditioned, MixtureDynamics
+from pyro_seq.ops import kalman
+
+__all__ = ["JointState", "MixtureSSM", "as_distribution"]
+
+
+def as_distribution(
+    model: kalman.LinearGaussian, time: int, mask: Tensor | None
+) -> LinearGaussianSSM:
+    """The state space model that a sequence of codes implies, as a distribution."""
+    return LinearGaussianSSM(
+        model.initial_loc,
+        model.initial_cov,
+        model.transition,
+        model.transition_cov,
+        model.emission,
+        model.emission_cov,
+        model.offset,
+        time=time,
+        mask=mask,
+        validate_args=False,
+    )
+
+
+class MixtureSSM(TorchDistribution):
+    r"""Equation 8 with z integrated out: :math:`p(a) = \prod_t p(a_t \mid a_{0:t-1})`.
+
+    Given the codes, the matrices are known and the density is that of a linear-Gaussian model. One
+    value is a whole sequence `a (time, obs)`.
+
+    Args:
+        dynamics: The modes and their weight network.
+        batch: Number of sequences.
+        time: Number of steps.
+        mask: bool `(batch, time)`: missing frames are not scored, and predictions stand in for them.
+        controls: u, `(batch, time, controls)`.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.independent(constraints.real, 2)
+    has_rsample = True
+
+    def __init__(
+        self,
+        dynamics: MixtureDynamics,
+        batch: int,
+        time: int,
+        mask: Tensor | None = None,
+        controls: Tensor | None = None,
+    ) -> None:
+        self.dynamics, self.mask, self.controls = dynamics, mask, controls
+        super().__init__(
+            torch.Size((batch,)), torch.Size((time, dynamics.obs)), validate_args=False
+        )
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> MixtureSSM:  # noqa: ANN401
+        """The same distribution with other leading batch dimensions; only its own shape is possible."""
+        if torch.Size(batch_shape) != self.batch_shape:
+            raise ValueError(
+                f"batch shape is fixed at {tuple(self.batch_shape)}; got {tuple(batch_shape)}"
+            )
+        return self
+
+    def condition(self, a: Tensor) -> Conditioned:
+        """The linear-Gaussian model that `a (batch, time, obs)` implies."""
+        return self.dynamics.condition(a, self.mask, self.controls)
+
+    def log_prob(self, a: Tensor) -> Tensor:
+        r""":math:`\log p(a)` of the observed frames, z integrated out exactly, in nats.
+
+        Args:
+            a: `(*sample, batch, time, obs)`.
+
+        Returns:
+            `(*sample, batch)`.
+        """
+        if a.dim() > 3:
+            return torch.stack([self.log_prob(one) for one in a])
+        given = self.condition(a)
+        if given.filtered is not None:
+            return given.filtered.log_likelihood.sum(-1).to(a.dtype)
+        return as_distribution(given.model, a.shape[-2], None).log_prob(a)
+
+    def state(self, a: Tensor) -> JointState:
+        r""":math:`p(z \mid a)` for the model side of an estimator that samples z.
+
+        Args:
+            a: `(batch, time, obs)`.
+        """
+        return JointState(as_distribution(self.condition(a).model, a.shape[-2], self.mask), a)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """Codes drawn ancestrally, one step after the other, `(*sample, batch, time, obs)`."""
+        if len(sample_shape) > 0:
+            draws = [self.rsample() for _ in range(torch.Size(sample_shape).numel())]
+            return torch.stack(draws).view(*sample_shape, *self.batch_shape, *self.event_shape)
+        state = self.dynamics.initial_state(self.batch_shape[0])
+        codes = []
+        for t in range(self.event_shape[0]):
+            control = None if self.controls is None else self.controls[:, t]
+            state, code = self.dynamics.draw(state, control)
+            codes.append(code)
+        return torch.stack(codes, 1)
+
+
+class JointState(TorchDistribution):
+    r""":math:`p(z \mid a) = p(a, z) / p(a)`, scored by the right-hand side.
+
+    Beside the site of a, which contributes :math:`\log p(a)`, it makes up equation 7's
+    :math:`\log p(a, z)`.
+
+    Args:
+        ssm: The linear-Gaussian model.
+        a: `(batch, time, obs)`.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.independent(constraints.real, 2)
+    has_rsample = True
+
+    def __init__(self, ssm: LinearGaussianSSM, a: Tensor) -> None:
+        self.ssm, self.a = ssm, a
+        self.posterior: LinearGaussianPosterior = ssm.posterior(a)
+        super().__init__(
+            self.posterior.batch_shape, self.posterior.event_shape, validate_args=False
+        )
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> JointState:  # noqa: ANN401
+        """The same distribution; only its own batch shape is possible."""
+        if torch.Size(batch_shape) != self.batch_shape:
+            raise ValueError(
+                f"batch shape is fixed at {tuple(self.batch_shape)}; got {tuple(batch_shape)}"
+            )
+        return self
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        """A joint sample of the trajectory, `(*sample, batch, time, state)`."""
+        return self.posterior.rsample(sample_shape)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        r""":math:`\log p(a, z) - \log p(a)`, in nats."""
+        return self.ssm.log_joint(z, self.a) - self.posterior.log_evidence
