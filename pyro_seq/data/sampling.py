@@ -26,8 +26,8 @@ class SequenceDataset(Dataset[Batch]):
             memory, and each batch of them is converted to floats of the same values.
         mask: True where a frame was observed, bool (sequences, time); None if all were.
         controls: The known inputs, (sequences, time, control), or None.
-        lengths: The number of steps of each padded sequence, (sequences,). Batches are cut to the
-            longest of theirs. None: no sequence is padded.
+        lengths: The number of steps of each padded sequence, (sequences,); what lies behind them
+            is missing, and batches are cut to the longest of theirs. None: no sequence is padded.
 
     Raises:
         ValueError: If a shape is wrong, or an observed frame or a control is not finite.
@@ -36,8 +36,8 @@ class SequenceDataset(Dataset[Batch]):
     Example:
         >>> import torch
         >>> dataset = SequenceDataset(torch.zeros(8, 20, 1, 32, 32, dtype=torch.uint8))
-        >>> len(dataset), dataset.batch([0, 5]).x.shape, dataset.batch([0]).x.dtype
-        (8, torch.Size([2, 20, 1, 32, 32]), torch.float32)
+        >>> dataset[[0, 5]].x.shape, dataset[0].x.dtype
+        (torch.Size([2, 20, 1, 32, 32]), torch.float32)
     """
 
     def __init__(
@@ -48,42 +48,40 @@ class SequenceDataset(Dataset[Batch]):
         *,
         lengths: Tensor | Sequence[int] | None = None,
     ) -> None:
-        self.data = Batch(
+        data = Batch(
             torch.as_tensor(x),
             None if mask is None else torch.as_tensor(mask),
             None if controls is None else torch.as_tensor(controls),
         )
-        check_batch(*self.data)
         self.lengths = None if lengths is None else torch.as_tensor(lengths).cpu()
-        if self.lengths is not None:
-            self._check_lengths(self.lengths)
+        self.data = data if self.lengths is None else self._mark_padding(data, self.lengths)
+        check_batch(*self.data)
 
-    def _check_lengths(self, lengths: Tensor) -> None:
-        sequences, time = self.data.x.shape[:2]
+    @staticmethod
+    def _mark_padding(data: Batch, lengths: Tensor) -> Batch:
+        """Return the data with mask False behind the length of each sequence."""
+        sequences, time = data.x.shape[:2]
         if lengths.shape != (sequences,) or not bool(((lengths > 0) & (lengths <= time)).all()):
             raise ValueError(
                 f"lengths: expected {sequences} numbers from 1 to {time}, one a sequence, got "
                 f"shape {tuple(lengths.shape)} and values from {lengths.min()} to {lengths.max()}."
             )
+        real = (torch.arange(time) < lengths[:, None]).to(data.x.device)
+        return data._replace(mask=real if data.mask is None else data.mask & real)
 
     def __len__(self) -> int:
         return len(self.data.x)
 
-    def __getitem__(self, index: int) -> Batch:
-        """Return one sequence: x (time, *frame), its mask (time,) and its controls."""
-        batch = self.batch([index])
-        return Batch._make(None if part is None else part[0] for part in batch)
-
-    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
-        """Return the sequences of these numbers as a batch.
+    def __getitem__(self, index: int | Sequence[int] | NDArray[np.int64]) -> Batch:
+        """Return one sequence, or the sequences of several numbers as a batch.
 
         Args:
-            indices: The numbers of the sequences.
+            index: A number, or several.
 
         Returns:
-            The batch, x in floats.
+            The tensors (time, ...) of one sequence, or (batch, time, ...) of several; x in floats.
         """
-        rows = torch.as_tensor(indices, dtype=torch.long)
+        rows = torch.as_tensor(index, dtype=torch.long)
         time = None if self.lengths is None else int(self.lengths[rows].max())
         rows = rows.to(self.data.x.device)
         x, mask, controls = (None if part is None else part[rows, :time] for part in self.data)
@@ -233,7 +231,7 @@ class BatchLoader:
         epoch, start, self.start = self.sampler.epoch, self.start, 0
         for number, indices in enumerate(self.sampler):
             if number >= start:
-                yield self._hide(self.dataset.batch(indices), epoch, number)
+                yield self._hide(self.dataset[indices], epoch, number)
         self.set_epoch(epoch + 1)
 
     def _hide(self, batch: Batch, epoch: int, number: int) -> Batch:
