@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pyro_seq.data.batch import Batch, check_batch, pad_sequences
+from pyro_seq.data.dataset import SequenceDataset
 from pyro_seq.data.loaders import MNIST, RemoteFile, load_mnist, locate
 from pyro_seq.data.masks import gap_mask, random_mask, training_mask
-from pyro_seq.data.sampling import BatchLoader, BucketSampler, SequenceDataset, batches
+from pyro_seq.data.sampling import BatchLoader, BucketSampler, batches
 from pyro_seq.data.simulators import ENVIRONMENTS, Environment, Simulation, simulate
 
 __all__ = [
