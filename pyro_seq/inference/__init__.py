@@ -1,5 +1,6 @@
 """Objectives of variational inference and the handlers that change them."""
 
 from pyro_seq.inference.handlers import site_scale
+from pyro_seq.inference.trace_elbo import DeviceTraceELBO
 
-__all__ = ["site_scale"]
+__all__ = ["DeviceTraceELBO", "site_scale"]

@@ -1,9 +1,8 @@
-"""What may happen between the steps of ``fit``: freezing, watching for plateaus, own measures."""
+"""What may happen between the steps of ``fit``: freezing, own measures."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_seq.training.loss import SequenceLoss
 
-__all__ = ["Callback", "Context", "Freeze", "PlateauWarning", "WarnOnPlateau"]
+__all__ = ["Callback", "Context", "Freeze"]
 
 
 @dataclass
@@ -78,7 +77,9 @@ class Freeze(Callback):
         epochs: number of epochs from the start of training.
     """
 
-    def __init__(self, modules: nn.Module | Iterable[nn.Module | nn.Parameter], epochs: int) -> None:
+    def __init__(
+        self, modules: nn.Module | Iterable[nn.Module | nn.Parameter], epochs: int
+    ) -> None:
         parts = [modules] if isinstance(modules, nn.Module) else list(modules)
         self.parameters = [
             parameter
@@ -87,83 +88,12 @@ class Freeze(Callback):
         ]
         self.epochs = epochs
         if not self.parameters:
-            raise ValueError("Freeze: the modules given have no parameters; nothing would be frozen")
+            raise ValueError(
+                "Freeze: the modules given have no parameters; nothing would be frozen"
+            )
 
     def on_gradients(self, context: Context) -> None:
+        """Drops the gradients while the epochs last."""
         if context.epoch < self.epochs:
             for parameter in self.parameters:
                 parameter.grad = None
-
-
-class PlateauWarning(UserWarning):
-    """Training sits where it learns nothing."""
-
-
-class WarnOnPlateau(Callback):
-    """Warns with ``PlateauWarning`` while a measure sits at a reference or has stopped improving.
-
-    Smaller is better. One warning per epoch at which either holds, after the first ``patience``
-    epochs.
-
-    Args:
-        metric: called with the context at the end of an epoch, returns a number; or the name of an
-            entry of the record ("loss", "validation_loss", a measure of an earlier callback).
-        reference: value that means nothing was learnt, for example the error of a blank frame.
-        tolerance: relative distance from the reference that counts as sitting on it.
-        patience: epochs that training may sit before it is warned of.
-        message: what to say and do about it, added to the warning.
-        name: name of the measure in the record and in the warning.
-    """
-
-    def __init__(
-        self,
-        metric: Callable[[Context], float] | str,
-        reference: float | None = None,
-        *,
-        tolerance: float = 0.02,
-        patience: int = 2,
-        message: str = "",
-        name: str | None = None,
-    ) -> None:
-        self.metric = metric
-        self.reference = reference
-        self.tolerance = tolerance
-        self.patience = patience
-        self.message = message
-        self.name = name or (metric if isinstance(metric, str) else "plateau_metric")
-        self.values: list[float] = []
-
-    def on_epoch_end(self, context: Context) -> None:
-        if isinstance(self.metric, str):
-            value = float(context.record[self.metric])
-        else:
-            value = float(self.metric(context))
-            context.record[self.name] = value
-        self.values.append(value)
-        reason = self._reason()
-        if reason:
-            warnings.warn(
-                f"epoch {context.epoch}: {self.name} = {value:.6g} {reason}. {self.message}".strip(),
-                PlateauWarning,
-                stacklevel=2,
-            )
-
-    def _reason(self) -> str:
-        recent = self.values[-self.patience :]
-        if len(recent) < self.patience:
-            return ""
-        reference = self.reference
-        if reference is not None and all(
-            abs(value - reference) <= self.tolerance * abs(reference) for value in recent
-        ):
-            return f"has sat at {reference:.6g}, where nothing is learnt, for {len(recent)} epochs"
-        earlier = self.values[: -self.patience]
-        if earlier and min(recent) >= min(earlier):
-            return f"has not improved for {len(recent)} epochs (best {min(earlier):.6g})"
-        return ""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"values": list(self.values)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.values = list(state["values"])

@@ -1,108 +1,202 @@
-"""The training loop over a loss that is a ``torch.nn.Module``."""
+"""Training of a loss by stochastic gradients."""
 
 from __future__ import annotations
 
-import itertools
+import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from tqdm import tqdm
 
-from pyro_seq.training.callbacks import Callback, Context
+from pyro_seq.data import Batch
+from pyro_seq.training.callbacks import Callback
+from pyro_seq.training.checkpoint import load_checkpoint
+from pyro_seq.training.distributed import rank, world_size, wrap
+from pyro_seq.training.loggers import Logger
 from pyro_seq.training.loss import SequenceLoss
+from pyro_seq.training.run import Options, Run
+from pyro_seq.training.run_state import RunState
+from pyro_seq.training.step import Precision
 
 __all__ = ["FitResult", "fit"]
 
 
 class FitResult(NamedTuple):
+    """What a training run measured.
+
+    Attributes:
+        history: one record per epoch: "epoch", "step", "loss" (mean over its batches),
+            "learning_rate", "seconds" since the start, "validation_loss" where there is
+            validation, and the measures of the callbacks.
+        best: the record with the smallest validation loss (training loss without validation).
+        best_weights: state of the loss after that epoch, on the CPU; None without validation.
+        steps: optimizer steps.
+        seconds: duration, with the parts before it was resumed.
+    """
+
     history: list[dict[str, float]]
     best: dict[str, float]
+    best_weights: dict[str, Tensor] | None
     steps: int
     seconds: float
 
 
 def fit(
-    loss: SequenceLoss,
-    train: Iterable[Any],
-    validation: Iterable[Any] | None = None,
+    loss: SequenceLoss | DistributedDataParallel,
+    train: Iterable[Batch],
+    validation: Iterable[Batch] | None = None,
     *,
     epochs: int,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     schedule: LRScheduler | None = None,
     clip_norm: float | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
-    precision: Literal["float32", "bfloat16"] = "float32",
+    precision: Precision = "float32",
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+    resume: bool | str | os.PathLike[str] = False,
+    checkpoint_every: int | None = None,
+    config: Mapping[str, Any] | None = None,
+    early_stopping: int | None = None,
+    loggers: Sequence[Logger] = (),
     callbacks: Sequence[Callback] = (),
-    progress: bool | None = None,
     log_every: int = 50,
+    progress: bool | None = None,
 ) -> FitResult:
-    """First version: see the final one for the contract."""
-    started = time.perf_counter()
-    device = torch.device(device) if device is not None else next(loss.parameters()).device
-    loss.to(device)
-    pyro.set_rng_seed(seed)
-    context = Context(loss, optimizer)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    show = sys.stderr.isatty() if progress is None else progress
-    with tqdm(total=epochs * len(train), disable=not show, unit="step") as bar:
-        for context.epoch in range(epochs):
-            if hasattr(train, "set_epoch"):
-                train.set_epoch(context.epoch)
-            loss.train()
-            losses: list[Tensor] = []
-            epoch_losses: list[float] = []
-            for batch in train:
-                batch = type(batch)(*(None if t is None else t.to(device, non_blocking=True) for t in batch))
-                with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                    value = loss(batch)
-                optimizer.zero_grad(set_to_none=True)
-                value.backward()
-                for callback in callbacks:
-                    callback.on_gradients(context)
-                if clip_norm is not None:
-                    nn.utils.clip_grad_norm_(parameters, clip_norm)
-                optimizer.step()
-                if schedule is not None:
-                    schedule.step()
-                context.step += 1
-                context.batch_loss = value.detach()
-                losses.append(context.batch_loss)
-                for callback in callbacks:
-                    callback.on_step(context)
-                bar.update()
-                if len(losses) == log_every:
-                    epoch_losses += torch.stack(losses).tolist()
-                    losses = []
-                    bar.set_postfix(loss=f"{epoch_losses[-1]:.4g}")
-            if losses:
-                epoch_losses += torch.stack(losses).tolist()
-            context.record = {
-                "epoch": context.epoch,
-                "step": context.step,
-                "loss": sum(epoch_losses) / len(epoch_losses),
-                "learning_rate": optimizer.param_groups[0]["lr"],
-            }
-            if validation is not None:
-                loss.eval()
-                with torch.no_grad():
-                    totals = [
-                        loss.totals(type(b)(*(None if t is None else t.to(device) for t in b)))
-                        for b in validation
-                    ]
-                context.record["validation_loss"] = float(
-                    sum(t.loss for t in totals) / sum(t.count for t in totals)
-                )
-            for callback in callbacks:
-                callback.on_epoch_end(context)
-            context.history.append(context.record)
-            if context.stop:
-                break
-    best = min(context.history, key=lambda r: r.get("validation_loss", r["loss"]))
-    return FitResult(context.history, best, context.step, time.perf_counter() - started)
+    r"""Minimises :math:`\mathbb{E}[\ell_\theta(\text{batch})]` by stochastic gradients.
+
+    A run that was killed, in the middle of an epoch too, and is resumed has the losses of one that
+    was not, to the bit on a CPU. Under ``torchrun`` (see ``distributed.initialise``) every process
+    calls ``fit``; gradients and measures are averaged and rank 0 writes.
+
+    Args:
+        loss: the loss; its model and guide are trained in place.
+        train: batches of an epoch, iterated anew in each: ``pyro_seq.data.batches(...)``, a
+            ``torch.utils.data.DataLoader`` or a list. ``set_epoch(epoch)`` is called where it has
+            one, and told the first batch wanted where that takes ``start``.
+        validation: batches for the loss after each epoch; it draws the same noise in each, and
+            leaves the random numbers of training as they were.
+        epochs: number of epochs, those before a resumption included.
+        optimizer: torch optimizer over the parameters of the loss.
+        schedule: its learning rate schedule, advanced after every step.
+        clip_norm: largest norm of all gradients together.
+        seed: seed of the noise drawn in training; each process adds its rank.
+        device: where to train; when None where the loss is.
+        precision: "bfloat16" runs the networks under autocast; linear algebra stays as it is.
+        checkpoint_dir: folder of checkpoints, written at the end of each epoch.
+        resume: go on from ``checkpoint_dir``, or from a checkpoint folder given here; with nothing
+            there yet the run starts anew, with a warning.
+        checkpoint_every: steps between further checkpoints.
+        config: JSON description of the run, kept beside the checkpoint.
+        early_stopping: epochs without a better validation loss after which training ends.
+        loggers: where measures go, every ``log_every`` steps and after each epoch.
+        callbacks: called at the end of steps and epochs.
+        log_every: steps between two reads of the losses from the device.
+        progress: whether to show a progress bar; when None, if stderr is a terminal.
+
+    Returns:
+        History, best epoch and duration.
+
+    Raises:
+        ValueError: an argument is out of its range or does not go with another.
+        NonFiniteLossError: the loss, a gradient or a parameter became infinite or NaN.
+        CheckpointError: a checkpoint cannot be written, or the one to resume from is damaged or of
+            another run.
+    """
+    options = Options(
+        epochs=epochs,
+        schedule=schedule,
+        clip_norm=clip_norm,
+        seed=seed,
+        precision=precision,
+        checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
+        checkpoint_every=checkpoint_every,
+        config=config or {},
+        early_stopping=early_stopping,
+        loggers=loggers,
+        callbacks=callbacks,
+        log_every=log_every,
+        progress=rank() == 0 and (sys.stderr.isatty() if progress is None else progress),
+    )
+    plain = loss.module if isinstance(loss, DistributedDataParallel) else loss
+    _check(plain, train, validation, optimizer, options, resume)
+    if device is not None:
+        plain.to(device)
+    pyro.set_rng_seed(seed + rank())
+    state = RunState(plain, optimizer, schedule, callbacks)
+    if resume:
+        _resume(state, options.checkpoint_dir if resume is True else Path(resume))
+    run = Run(state, wrap(loss), train, validation, options)
+    run.execute()
+    context = state.context
+    return FitResult(context.history, run.best(), state.best_weights, context.step, state.seconds)
+
+
+def _resume(state: RunState, folder: Path | None) -> None:
+    assert folder is not None
+    checkpoint = load_checkpoint(folder)
+    if checkpoint is None:
+        warnings.warn(f"no checkpoint in {folder} to resume from: starting anew", stacklevel=3)
+        return
+    state.restore(checkpoint)
+
+
+def _check(
+    loss: SequenceLoss,
+    train: Iterable[Batch],
+    validation: Iterable[Batch] | None,
+    optimizer: Optimizer,
+    options: Options,
+    resume: bool | str | os.PathLike[str],
+) -> None:
+    for name, least in (
+        ("epochs", 1),
+        ("log_every", 1),
+        ("checkpoint_every", 1),
+        ("early_stopping", 1),
+    ):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if options.clip_norm is not None and not options.clip_norm > 0:
+        raise ValueError(f"clip_norm must be positive, got {options.clip_norm}")
+    if options.precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision must be 'float32' or 'bfloat16', got {options.precision!r}")
+    if options.early_stopping is not None and validation is None:
+        raise ValueError("early_stopping needs validation batches to judge by; pass validation=")
+    if options.checkpoint_dir is None and (resume is True or options.checkpoint_every):
+        raise ValueError("resume=True and checkpoint_every need checkpoint_dir=")
+    processes = getattr(getattr(train, "sampler", None), "world_size", None)
+    if world_size() > 1 and processes == 1:
+        raise ValueError(
+            f"train was made for one process, this run has {world_size()}: each would take the "
+            "same batches; make it with batches(..., rank=rank(), world_size=world_size())"
+        )
+    _check_optimizer(loss, optimizer)
+
+
+def _check_optimizer(loss: SequenceLoss, optimizer: Optimizer) -> None:
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    own = {id(parameter) for parameter in loss.parameters()}
+    if not held & own:
+        raise ValueError(
+            "the optimizer holds no parameter of the loss, so nothing would be trained; make it from "
+            "loss.parameters(), after one call of the loss if the guide makes some on its first"
+        )
+    names = [
+        name
+        for name, parameter in loss.named_parameters()
+        if parameter.requires_grad and id(parameter) not in held
+    ]
+    if names:
+        warnings.warn(
+            f"parameters that the optimizer does not hold stay fixed: {names}", stacklevel=4
+        )

@@ -8,10 +8,10 @@ from typing import Literal, NamedTuple
 
 import pyro
 import torch
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from pyro_seq.inference.handlers import site_scale
+from pyro_seq.inference import DeviceTraceELBO, site_scale
 
 __all__ = ["LossTotals", "SequenceLoss"]
 
@@ -21,15 +21,15 @@ class LossTotals(NamedTuple):
 
     Attributes:
         loss: (), objective summed over the batch, nats.
-        count: (), observed steps or sequences of the batch.
+        units: (), observed steps or sequences of the batch.
     """
 
     loss: Tensor
-    count: Tensor
+    units: Tensor
 
 
 class SequenceLoss(nn.Module):
-    r"""Negative evidence lower bound of a batch, :math:`-\frac{1}{n} \sum_i \mathcal{L}(x_i)`, in nats.
+    r"""Negative evidence lower bound, :math:`-\frac{1}{n} \sum_i \mathcal{L}(x_i)`, in nats.
 
     The parameters of model and guide are submodules, so a torch optimizer, DistributedDataParallel
     or a checkpoint sees them as those of any network. Nothing is left in Pyro's global parameter
@@ -42,13 +42,15 @@ class SequenceLoss(nn.Module):
     Args:
         model: generative model, ``forward(x, mask, controls)``.
         guide: its guide, same arguments.
-        elbo: the bound; ``pyro.infer.Trace_ELBO()`` when None.
+        elbo: the bound, any with ``differentiable_loss``; when None that of
+            ``pyro.infer.Trace_ELBO()``, computed by ``DeviceTraceELBO``.
         site_weights: factors on the log density of named sites, for example ``{"x": 0.3}``. The
             result is then a weighted objective and not an ELBO.
         per: n counts observed steps ("step") or sequences with an observed step ("sequence").
 
     Raises:
         ValueError: ``per`` is neither of the two.
+        TypeError: ``elbo`` has no ``differentiable_loss``.
     """
 
     def __init__(
@@ -62,9 +64,15 @@ class SequenceLoss(nn.Module):
         super().__init__()
         if per not in ("step", "sequence"):
             raise ValueError(f"per must be 'step' or 'sequence', got {per!r}")
+        elbo = DeviceTraceELBO() if elbo is None else elbo
+        if not hasattr(elbo, "differentiable_loss"):
+            raise TypeError(
+                "elbo must have a method differentiable_loss(model, guide, x, mask, controls), "
+                f"{type(elbo).__name__} has none; use for example Trace_ELBO or TraceMeanField_ELBO"
+            )
         self.model = model
         self.guide = guide
-        self.elbo = Trace_ELBO() if elbo is None else elbo
+        self.elbo = elbo
         self.site_weights = dict(site_weights or {})
         self.per = per
         _prepare_local_parameters(self)
@@ -85,13 +93,13 @@ class SequenceLoss(nn.Module):
         Returns:
             (), nats per observed step or per sequence.
         """
-        total, count = self.totals(batch, mask, controls)
+        total, units = self.totals(batch, mask, controls)
         workers = 1
         if self.training and torch.distributed.is_initialized():
             workers = torch.distributed.get_world_size()
             if workers > 1:
-                torch.distributed.all_reduce(count)
-        return total * (workers / count.clamp(min=1))
+                torch.distributed.all_reduce(units)
+        return total * (workers / units.clamp(min=1))
 
     def totals(
         self,
@@ -99,7 +107,7 @@ class SequenceLoss(nn.Module):
         mask: Tensor | None = None,
         controls: Tensor | None = None,
     ) -> LossTotals:
-        """Loss summed over the batch and its count, of this process alone; arguments as forward."""
+        """Loss summed over the batch of this process, and its units; arguments as for a call."""
         x, mask, controls = batch if isinstance(batch, tuple) else (batch, mask, controls)
         scaled = site_scale(self.site_weights) if self.site_weights else contextlib.nullcontext()
         with pyro.settings.context(module_local_params=True), scaled:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import pyro
 import pyro.distributions as dist
@@ -12,15 +12,9 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_seq.data import Batch
+
 _numbers = itertools.count()
-
-
-class ToyBatch(NamedTuple):
-    """Same fields as ``pyro_seq.data.Batch``."""
-
-    x: Tensor
-    mask: Tensor | None = None
-    controls: Tensor | None = None
 
 
 class ToyModel(PyroModule):
@@ -32,7 +26,9 @@ class ToyModel(PyroModule):
         self.emission = nn.Linear(latent, obs)
         self.scale = PyroParam(torch.full((1,), 0.5), constraint=constraints.positive)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, controls: Tensor | None = None) -> None:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, controls: Tensor | None = None
+    ) -> None:
         seen = torch.ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
         x = torch.where(seen.unsqueeze(-1), x, torch.zeros_like(x))
         with pyro.plate("sequences", x.shape[0], dim=-1):
@@ -65,13 +61,13 @@ def toy_pair(seed: int = 0) -> tuple[ToyModel, ToyGuide]:
     return ToyModel(), ToyGuide()
 
 
-def toy_batch(seed: int = 0, batch: int = 6, time: int = 5, ragged: bool = True) -> ToyBatch:
+def toy_batch(seed: int = 0, batch: int = 6, time: int = 5, ragged: bool = True) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, time, 3, generator=generator) * 2.0 + 1.0
     if not ragged:
-        return ToyBatch(x)
+        return Batch(x)
     lengths = torch.randint(1, time + 1, (batch,), generator=generator)
-    return ToyBatch(x, torch.arange(time) < lengths.unsqueeze(-1))
+    return Batch(x, torch.arange(time) < lengths.unsqueeze(-1))
 
 
 class ToyBatches:
@@ -86,6 +82,6 @@ class ToyBatches:
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Batch]:
         for index in range(self.count):
             yield toy_batch(self.seed + 1000 * self.epoch + index, self.batch)
