@@ -1,0 +1,24 @@
+"""Contracts of distributions, models and guides, as functions that a third party can run."""
+
+from pyro_seq.testing.contracts import ContractError, example_mask
+from pyro_seq.testing.distributions import (
+    DISTRIBUTION_CONTRACTS,
+    DistributionCase,
+    check_distribution,
+)
+from pyro_seq.testing.guides import GUIDE_CONTRACTS, GuideCase, check_guide
+from pyro_seq.testing.models import MODEL_CONTRACTS, ModelCase, check_model
+
+__all__ = [
+    "DISTRIBUTION_CONTRACTS",
+    "GUIDE_CONTRACTS",
+    "MODEL_CONTRACTS",
+    "ContractError",
+    "DistributionCase",
+    "GuideCase",
+    "ModelCase",
+    "check_distribution",
+    "check_guide",
+    "check_model",
+    "example_mask",
+]
