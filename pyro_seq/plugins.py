@@ -1,8 +1,9 @@
 """Registries of named parts, and the entry points by which other packages add to them.
 
-A part is a class or function with a kind and a name, ``("models", "kvae")``. It becomes known in one of three ways:
-it is built in, a script registers it with the decorator :func:`register`, or an installed package names it as an
-entry point of the group ``pyro_seq.<kind>``. Nothing is imported before :func:`get` asks for that very name.
+A part is a class or function with a kind and a name, ``("models", "kvae")``. It becomes known in
+one of three ways: it is built in, a script registers it with the decorator :func:`register`, or an
+installed package names it as an entry point of the group ``pyro_seq.<kind>``. Nothing is imported
+before :func:`get` asks for that very name.
 """
 
 from __future__ import annotations
@@ -141,8 +142,8 @@ class Registry:
         """Return all known names, sorted.
 
         Args:
-            check: Import each part, and leave out, with a warning that names the culprit, those that fail.
-                Without it nothing is imported.
+            check: Import each part, and leave out, with a warning that names the culprit, those
+                that fail. Without it nothing is imported.
 
         Returns:
             The names.
@@ -167,7 +168,8 @@ class Registry:
             known = self.available()
             listed = ", ".join(known) or "none"
             raise UnknownPluginError(
-                f"No part {name!r} of kind {self.kind!r}; available: {listed}.{_closest(str(name), known)}"
+                f"No part {name!r} of kind {self.kind!r}; available: {listed}."
+                f"{_closest(str(name), known)}"
             )
         claims = [
             (_origin(part), part) for part in (self._registered.get(name),) if part is not None
@@ -188,8 +190,8 @@ class Registry:
             raise
         except Exception as error:
             raise BrokenPluginError(
-                f"The built-in part {name!r} of kind {self.kind!r} could not be imported from {home}: "
-                f"{type(error).__name__}: {error}"
+                f"The built-in part {name!r} of kind {self.kind!r} could not be imported from "
+                f"{home}: {type(error).__name__}: {error}"
             ) from error
         if name not in self._registered:
             raise BrokenPluginError(
@@ -203,13 +205,13 @@ class Registry:
             raise
         except Exception as error:
             raise BrokenPluginError(
-                f"Broken plugin {point.name!r} of kind {self.kind!r}: {_describe(point)} could not be loaded: "
-                f"{type(error).__name__}: {error}"
+                f"Broken plugin {point.name!r} of kind {self.kind!r}: {_describe(point)} could "
+                f"not be loaded: {type(error).__name__}: {error}"
             ) from error
         if not callable(part):
             raise BrokenPluginError(
-                f"Broken plugin {point.name!r} of kind {self.kind!r}: {_describe(point)} must name a class or "
-                f"function, but names a {type(part).__name__}."
+                f"Broken plugin {point.name!r} of kind {self.kind!r}: {_describe(point)} must "
+                f"name a class or function, but names a {type(part).__name__}."
             )
         return part
 
@@ -277,7 +279,8 @@ def get(kind: str, name: str) -> Any:  # noqa: ANN401 - a registry holds classes
 
     Raises:
         UnknownPluginError: If there is no such kind or name; the message lists what there is.
-        BrokenPluginError: If its import fails; the message names the distribution, the entry point and the cause.
+        BrokenPluginError: If its import fails; the message names the distribution, the entry point
+            and the cause.
         PluginCollisionError: If two different parts claim the name; the message names both.
     """
     return _registry(kind).get(name)
@@ -288,7 +291,8 @@ def available(kind: str, *, check: bool = False) -> tuple[str, ...]:
 
     Args:
         kind: One of :func:`kinds`.
-        check: Import each part, and leave out, with a warning that names the culprit, those that fail.
+        check: Import each part, and leave out, with a warning that names the culprit, those that
+            fail.
 
     Returns:
         The names.
