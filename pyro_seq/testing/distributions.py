@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pyro
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import ExpandedDistribution, TorchDistribution
 from torch import Tensor
 
 from pyro_seq.testing.contracts import (
@@ -119,11 +119,14 @@ def batch_elements_are_independent(case: DistributionCase) -> None:
 
 
 def expand_repeats(case: DistributionCase) -> None:
-    """``expand`` gives the same class, the new batch shape and the same log density."""
+    """``expand`` gives the new batch shape and the same log density, and samples each anew."""
     made = case.at()
     shape = torch.Size((2, 3)) + made.batch_shape
     wide = made.expand(shape)
-    require(isinstance(wide, type(made)), f"expand returns a {type(wide).__name__}.")
+    require(
+        isinstance(wide, (type(made), ExpandedDistribution)),
+        f"expand returns a {type(wide).__name__}.",
+    )
     require(
         wide.batch_shape == shape and wide.event_shape == made.event_shape,
         f"expand({tuple(shape)}) has batch_shape {tuple(wide.batch_shape)} and event_shape "

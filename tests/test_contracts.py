@@ -1,0 +1,157 @@
+"""Every model, guide, weight network and data set of the registries keeps the contracts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import pyro_seq
+from pyro_seq.testing import (
+    DISTRIBUTION_CONTRACTS,
+    GUIDE_CONTRACTS,
+    MODEL_CONTRACTS,
+    DistributionCase,
+    GuideCase,
+    ModelCase,
+    example_mask,
+)
+from pyro_seq.testing.contracts import run_contracts
+
+FRAME = (1, 6, 6)
+BATCH, TIME = 3, 4
+
+
+class Setting(NamedTuple):
+    """One way to build a model, and the guides that fit it."""
+
+    model: str
+    guides: dict[str, dict[str, Any]]
+    options: dict[str, Any]
+    binary: bool = True
+
+    def make(self) -> Any:  # noqa: ANN401
+        return pyro_seq.get("models", self.model)(FRAME, **self.options)
+
+    def data(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        x = torch.rand(BATCH, TIME, *FRAME)
+        size = self.options.get("controls", 0)
+        controls = torch.randn(BATCH, TIME, size) if size else None
+        return (x > 0.5).float() if self.binary else x, example_mask(BATCH, TIME), controls
+
+
+MLP_KVAE = {"decoder": "mlp", "obs": 2, "state": 4, "modes": 2}
+KALMAN = {"kalman": {"encoder": "mlp"}}
+SETTINGS = {
+    "kvae": {
+        "closed_form": Setting("kvae", KALMAN, MLP_KVAE),
+        "joint": Setting("kvae", KALMAN, MLP_KVAE | {"estimator": "joint"}),
+        "marginal": Setting("kvae", KALMAN, MLP_KVAE | {"estimator": "marginal"}),
+        "mlp weights": Setting("kvae", KALMAN, MLP_KVAE | {"weights": "mlp"}),
+        "static weights": Setting("kvae", KALMAN, MLP_KVAE | {"weights": "static"}),
+        "controls": Setting("kvae", KALMAN, MLP_KVAE | {"controls": 2}),
+        "gaussian": Setting("kvae", KALMAN, MLP_KVAE | {"likelihood": "gaussian"}, binary=False),
+        "convolutions": Setting("kvae", {"kalman": {}}, {"modes": 2}),
+    }
+}
+
+
+def ours(kind: str) -> list[str]:
+    """Names of the parts of a kind that this package brings."""
+    return [
+        name
+        for name in pyro_seq.available(kind)
+        if pyro_seq.get(kind, name).__module__.startswith("pyro_seq.")
+    ]
+
+
+def settings() -> Iterator[Any]:
+    for model in ours("models"):
+        for name, setting in SETTINGS[model].items():
+            yield pytest.param(setting, id=f"{model}, {name}")
+
+
+@pytest.mark.parametrize("contract", MODEL_CONTRACTS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("setting", list(settings()))
+def test_models(setting: Setting, contract: Callable[[ModelCase], None]) -> None:
+    run_contracts([contract], ModelCase(setting.make, *setting.data()), "The model")
+
+
+def test_every_guide_is_tried() -> None:
+    tried = {g for group in SETTINGS.values() for s in group.values() for g in s.guides}
+    assert set(ours("guides")) <= tried
+
+
+@pytest.mark.parametrize("contract", GUIDE_CONTRACTS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("setting", list(settings()))
+def test_guides(setting: Setting, contract: Callable[[GuideCase], None]) -> None:
+    case = ModelCase(setting.make, *setting.data())
+    for name, options in setting.guides.items():
+        guide = pyro_seq.get("guides", name)
+        pair = GuideCase(case, lambda model, g=guide, o=options: g(model, **o))
+        run_contracts([contract], pair, f"The guide {name!r}")
+
+
+def covariance(*shape: int) -> Tensor:
+    root = torch.randn(*shape, shape[-1])
+    return root @ root.mT + torch.eye(shape[-1])
+
+
+@pytest.mark.parametrize("contract", DISTRIBUTION_CONTRACTS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("algorithm", ["information", "sequential"])
+@pytest.mark.parametrize("which", ["observations", "states"])
+def test_linear_gaussian(
+    which: str, algorithm: str, contract: Callable[[DistributionCase], None]
+) -> None:
+    from pyro_seq.distributions import LinearGaussianSSM
+
+    time, state, obs = 3, 2, 1
+    mask = torch.tensor([[True, True, True], [False, True, True]])
+
+    def make(*parameters: Tensor) -> Any:  # noqa: ANN401
+        ssm = LinearGaussianSSM(
+            *parameters[:7], mask=mask if which == "states" else None, algorithm=algorithm
+        )
+        return ssm.posterior(parameters[7]) if which == "states" else ssm
+
+    parameters = [
+        torch.randn(2, state),
+        covariance(state),
+        0.5 * torch.randn(2, time, state, state),
+        covariance(time, state),
+        torch.randn(2, 1, obs, state),
+        covariance(1, obs),
+        torch.randn(time, state),
+    ]
+    if which == "states":
+        parameters.append(torch.randn(2, time, obs))
+    case = DistributionCase(make, tuple(p.double() for p in parameters))
+    run_contracts([contract], case, "The distribution")
+
+
+@pytest.mark.parametrize("name", ours("dynamics"))
+def test_weight_networks(name: str) -> None:
+    """Weights are on the simplex, and one call for all steps agrees with step after step."""
+    network = pyro_seq.get("dynamics", name)(2, 3)
+    previous = torch.randn(BATCH, TIME, 2)
+    weights = network.unroll(previous)
+    state, steps = network.initial_state(BATCH), []
+    for t in range(TIME):
+        step, state = network.step(previous[:, t], state)
+        steps.append(step)
+    torch.testing.assert_close(torch.stack(steps, 1), weights)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(BATCH, TIME))
+    assert (weights >= 0).all()
+    assert all(p.dim() > 0 for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", ours("datasets"))
+def test_data_sets(name: str) -> None:
+    """A data set has the length that it is asked for, and its seed decides what it holds."""
+    make = pyro_seq.get("datasets", name)
+    first, again, other = (make(2, time=5, seed=seed).frames for seed in (0, 0, 1))
+    assert first.shape[:2] == (2, 5)
+    assert (first == again).all() and (first != other).any()
