@@ -188,8 +188,8 @@ def _check_optimizer(loss: SequenceLoss, optimizer: Optimizer) -> None:
     own = {id(parameter) for parameter in loss.parameters()}
     if not held & own:
         raise ValueError(
-            "the optimizer holds no parameter of the loss, so nothing would be trained; make it from "
-            "loss.parameters(), after one call of the loss if the guide makes some on its first"
+            "the optimizer holds no parameter of the loss, so nothing would be trained; make it "
+            "from loss.parameters(), after one call of the loss if the guide then makes its own"
         )
     names = [
         name

@@ -68,7 +68,7 @@ class SequenceLoss(nn.Module):
         if not hasattr(elbo, "differentiable_loss"):
             raise TypeError(
                 "elbo must have a method differentiable_loss(model, guide, x, mask, controls), "
-                f"{type(elbo).__name__} has none; use for example Trace_ELBO or TraceMeanField_ELBO"
+                f"{type(elbo).__name__} has none; use Trace_ELBO or TraceMeanField_ELBO"
             )
         self.model = model
         self.guide = guide

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from pyro_seq.data import Batch
 from pyro_seq.training.callbacks import Callback
 from pyro_seq.training.checkpoint import save_checkpoint
-from pyro_seq.training.distributed import rank, sum_all
+from pyro_seq.training.distributed import rank, sum_all, world_size
 from pyro_seq.training.loggers import Logger
 from pyro_seq.training.random_state import preserved_random_state
 from pyro_seq.training.run_state import RunState
@@ -123,15 +123,19 @@ class Run:
     def _step(self, batch: Batch) -> None:
         context, options = self.context, self.options
         self.loss.train()
-        values = train_step(
-            self.loss,
-            batch.to(self.state.device, non_blocking=True),
-            context.optimizer,
-            schedule=options.schedule,
-            clip_norm=options.clip_norm,
-            precision=options.precision,
-            on_gradients=lambda: self._call("on_gradients"),
-        )
+        try:
+            values = train_step(
+                self.loss,
+                batch.to(self.state.device, non_blocking=True),
+                context.optimizer,
+                schedule=options.schedule,
+                clip_norm=options.clip_norm,
+                precision=options.precision,
+                on_gradients=lambda: self._call("on_gradients"),
+            )
+        except (ValueError, RuntimeError) as error:
+            self._explain(error)
+            raise
         context.step += 1
         context.batch += 1
         context.batch_loss = values.loss
@@ -204,6 +208,17 @@ class Run:
                 if not math.isfinite(value):
                     self._fail(f"the {what} is {value}", self.context.batch - len(rows) + index)
         self.state.epoch_values += [list(row) for row in rows]
+
+    def _explain(self, error: Exception) -> None:
+        """Tells where a step failed, and looks for values that were not finite before it."""
+        context = self.context
+        error.add_note(
+            f"in training, epoch {context.epoch}, batch {context.batch} (step {context.step}); "
+            f"last checkpoint: {self.last_saved}"
+        )
+        if world_size() == 1:  # the reads below would wait for the other processes
+            self._read_losses()
+            self._check_parameters()
 
     def _fail(self, what: str, batch: int) -> None:
         context = self.context

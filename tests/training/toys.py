@@ -17,11 +17,17 @@ from pyro_seq.data import Batch
 _numbers = itertools.count()
 
 
-class ToyModel(PyroModule):
-    r"""z ~ N(0, I) per sequence and step; x_t ~ N(W z_t, s^2), masked steps drop out of both."""
+def hide(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Zeros for what is missing, and a mask."""
+    seen = torch.ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
+    return torch.where(seen.unsqueeze(-1), x, torch.zeros_like(x)), seen
 
-    def __init__(self, obs: int = 3, latent: int = 2) -> None:
-        super().__init__(f"toy_model_{next(_numbers)}")
+
+class ToyModel(PyroModule):
+    r"""z_t ~ N(0, I); x_t ~ N(W z_t + b, s^2); a step under a False mask has neither."""
+
+    def __init__(self, obs: int = 3, latent: int = 2, name: str | None = None) -> None:
+        super().__init__(f"toy_model_{next(_numbers)}" if name is None else name)
         self.latent = latent
         self.emission = nn.Linear(latent, obs)
         self.scale = PyroParam(torch.full((1,), 0.5), constraint=constraints.positive)
@@ -29,8 +35,7 @@ class ToyModel(PyroModule):
     def forward(
         self, x: Tensor, mask: Tensor | None = None, controls: Tensor | None = None
     ) -> None:
-        seen = torch.ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
-        x = torch.where(seen.unsqueeze(-1), x, torch.zeros_like(x))
+        x, seen = hide(x, mask)
         with pyro.plate("sequences", x.shape[0], dim=-1):
             prior = dist.Normal(x.new_zeros(*x.shape[:2], self.latent), 1.0).to_event(1)
             z = pyro.sample("z", prior.mask(seen).to_event(1))
@@ -39,39 +44,43 @@ class ToyModel(PyroModule):
 
 
 class ToyGuide(PyroModule):
-    """q(z_t | x_t) = N(V x_t, s^2)."""
+    """q(z_t | x_t) = N(V x_t + c, s^2); controls, where given, are its standard normal noise."""
 
-    def __init__(self, obs: int = 3, latent: int = 2) -> None:
-        super().__init__(f"toy_guide_{next(_numbers)}")
+    def __init__(self, obs: int = 3, latent: int = 2, name: str | None = None) -> None:
+        super().__init__(f"toy_guide_{next(_numbers)}" if name is None else name)
         self.encoder = nn.Linear(obs, latent)
         self.scale = PyroParam(torch.full((1,), 0.7), constraint=constraints.positive)
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, controls: Tensor | None = None
     ) -> dict[str, Tensor]:
-        seen = torch.ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
-        x = torch.where(seen.unsqueeze(-1), x, torch.zeros_like(x))
+        x, seen = hide(x, mask)
+        posterior = dist.Normal(self.encoder(x), self.scale).to_event(1)
+        site = posterior.mask(seen).to_event(1)
+        if controls is not None:
+            z = posterior.base_dist.loc + posterior.base_dist.scale * controls
+            site = dist.Delta(z, log_density=site.log_prob(z), event_dim=2)
         with pyro.plate("sequences", x.shape[0], dim=-1):
-            posterior = dist.Normal(self.encoder(x), self.scale).to_event(1)
-            return {"z": pyro.sample("z", posterior.mask(seen).to_event(1))}
+            return {"z": pyro.sample("z", site)}
 
 
-def toy_pair(seed: int = 0) -> tuple[ToyModel, ToyGuide]:
+def toy_pair(seed: int = 0, name: str | None = None) -> tuple[ToyModel, ToyGuide]:
     torch.manual_seed(seed)
-    return ToyModel(), ToyGuide()
+    suffixes = (None, None) if name is None else (f"{name}_model", f"{name}_guide")
+    return ToyModel(name=suffixes[0]), ToyGuide(name=suffixes[1])
 
 
-def toy_batch(seed: int = 0, batch: int = 6, time: int = 5, ragged: bool = True) -> Batch:
+def toy_batch(seed: int = 0, batch: int = 6, time: int = 5, *, noise: bool = False) -> Batch:
+    """Ragged sequences; with noise, the controls make the guide deterministic."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, time, 3, generator=generator) * 2.0 + 1.0
-    if not ragged:
-        return Batch(x)
     lengths = torch.randint(1, time + 1, (batch,), generator=generator)
-    return Batch(x, torch.arange(time) < lengths.unsqueeze(-1))
+    controls = torch.randn(batch, time, 2, generator=generator)
+    return Batch(x, torch.arange(time) < lengths.unsqueeze(-1), controls if noise else None)
 
 
 class ToyBatches:
-    """Batches whose content depends on epoch and index alone."""
+    """Batches whose content depends on epoch and index alone; knows no first batch."""
 
     def __init__(self, count: int = 4, batch: int = 6, seed: int = 0) -> None:
         self.count, self.batch, self.seed, self.epoch = count, batch, seed, 0
