@@ -1,0 +1,98 @@
+"""The state in which a pair is evaluated: no gradients, evaluation mode, its own parameters, a seed."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+
+import pyro
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_seq.data import Batch
+
+__all__ = ["as_batch", "blocks", "device_of", "evaluating"]
+
+
+@contextlib.contextmanager
+def evaluating(*modules: nn.Module, seed: int | None = None) -> Iterator[None]:
+    """Evaluate modules without changing them or the random numbers of anybody else.
+
+    Inside, all submodules are in evaluation mode, no gradients are recorded and, with a seed, the
+    random numbers start from it. Afterwards each submodule is in the mode it was in.
+
+    Args:
+        *modules: A model and its guide, or one of them.
+        seed: Seed of torch's random numbers; None goes on with the present ones.
+
+    Warns:
+        UserWarning: If a batch normalisation has no running statistics: it then mixes the
+            sequences of a batch, and a value per sequence means little.
+    """
+    parts = [part for module in modules for part in module.modules()]
+    modes = [part.training for part in parts]
+    for part in parts:
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None:
+            warnings.warn(
+                f"{type(part).__name__} without running statistics normalises with the batch at "
+                "hand, also in evaluation mode: the value of a sequence depends on its neighbours",
+                UserWarning,
+                stacklevel=4,
+            )
+    devices = {p.device for module in modules for p in module.parameters() if p.is_cuda}
+    forked = (
+        contextlib.nullcontext()
+        if seed is None
+        else torch.random.fork_rng(sorted(device.index for device in devices))
+    )
+    with torch.no_grad(), forked, _own_parameters(modules):
+        if seed is not None:
+            torch.manual_seed(seed)
+        try:
+            for part in parts:
+                part.training = False
+            yield
+        finally:
+            for part, mode in zip(parts, modes, strict=True):
+                part.training = mode
+
+
+@contextlib.contextmanager
+def _own_parameters(modules: tuple[nn.Module, ...]) -> Iterator[None]:
+    """Read parameters from the modules, unless these live in Pyro's global store.
+
+    Under the global store a module takes over the values of another one that has its names, such as
+    the original of a deep copy; a pair that was trained with local parameters is not in the store.
+    """
+    own = {id(p) for module in modules for p in module.parameters()}
+    store = {id(p) for _, p in pyro.get_param_store().named_parameters()}
+    if not own or own & store or pyro.settings.get("module_local_params"):
+        yield
+        return
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, PyroModule) and not hasattr(part._pyro_context, "param_state"):
+                part._pyro_context.param_state = {"params": {}, "constraints": {}}
+    with pyro.settings.context(module_local_params=True):
+        yield
+
+
+def device_of(module: nn.Module, fallback: Tensor) -> torch.device:
+    """The device of a module's parameters, or that of a tensor if there are none."""
+    return next((p.device for p in module.parameters()), fallback.device)
+
+
+def as_batch(batch: Tensor | tuple[Tensor, Tensor | None, Tensor | None]) -> Batch:
+    """A batch from a batch, a tuple in its order, or x alone."""
+    return Batch(*batch) if isinstance(batch, tuple) else Batch(batch)
+
+
+def blocks(batch: Batch, size: int) -> Iterator[Batch]:
+    """Parts of at most `size` sequences, in order."""
+    if size < 1:
+        raise ValueError(f"chunk must be at least 1; got {size}")
+    for start in range(0, batch.x.shape[0], size):
+        rows = slice(start, start + size)
+        yield Batch._make(None if part is None else part[rows] for part in batch)

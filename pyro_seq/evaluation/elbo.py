@@ -1,0 +1,256 @@
+r"""Bounds on the log evidence of each sequence, :math:`\mathcal{L}(x_i) \le \log p(x_i)`."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor, nn
+
+from pyro_seq.data import Batch
+from pyro_seq.evaluation.context import as_batch, blocks, device_of, evaluating
+
+__all__ = ["Bound", "elbo", "iwae"]
+
+CHUNK = 256
+
+
+class Bound(NamedTuple):
+    r"""A bound on :math:`\log p(x_i)` for each sequence, in nats, of its observed frames only.
+
+    Means are over sequences, each with the weight 1; the mean per step is the sum of the bounds
+    over the sum of the observed steps. Standard errors are those of the means, from the spread
+    over sequences. Everything is float64 on the CPU.
+
+    Attributes:
+        name: Which bound, `"elbo"` or `"iwae"`.
+        samples: Draws from the guide per sequence.
+        per_sequence: The bound of each sequence, `(sequences,)`.
+        steps: Observed steps of each sequence, `(sequences,)`.
+        reconstruction: :math:`E_q[\log p(x_i \mid z)]`, the observed sites, `(sequences,)`.
+        prior: :math:`E_q[\log p(z)]`, the latent sites of the model, `(sequences,)`.
+        posterior: :math:`E_q[\log q(z \mid x_i)]`, `(sequences,)`. The ELBO is the reconstruction
+            plus the prior minus the posterior; the importance-weighted bound is not.
+    """
+
+    name: str
+    samples: int
+    per_sequence: Tensor
+    steps: Tensor
+    reconstruction: Tensor
+    prior: Tensor
+    posterior: Tensor
+
+    @property
+    def mean(self) -> float:
+        """Nats per sequence."""
+        return float(self.per_sequence.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Of :attr:`mean`; NaN for a single sequence."""
+        return _standard_error(self.per_sequence)
+
+    @property
+    def per_step(self) -> float:
+        """Nats per observed step."""
+        return float(self.per_sequence.sum() / self.steps.sum())
+
+    @property
+    def per_step_standard_error(self) -> float:
+        """Of :attr:`per_step`, a ratio of two means, to first order."""
+        spread = self.per_sequence - self.per_step * self.steps
+        return _standard_error(spread) / float(self.steps.mean())
+
+    def summary(self) -> dict[str, float]:
+        """Means and standard errors, for example under `elbo_per_frame` and `elbo_per_frame_se`."""
+        return {
+            f"{self.name}_per_sequence": self.mean,
+            f"{self.name}_per_sequence_se": self.standard_error,
+            f"{self.name}_per_frame": self.per_step,
+            f"{self.name}_per_frame_se": self.per_step_standard_error,
+        }
+
+
+def elbo(
+    model: nn.Module,
+    guide: nn.Module,
+    batch: Tensor | tuple[Tensor, Tensor | None, Tensor | None],
+    *,
+    particles: int = 1,
+    seed: int | None = None,
+    chunk: int = CHUNK,
+) -> Bound:
+    r"""Evidence lower bound of each sequence.
+
+    .. math::
+        \mathcal{L}(x_i) = E_{q(z \mid x_i)}[\log p(x_i, z) - \log q(z \mid x_i)] \le \log p(x_i)
+
+    Works for any pair whose sites are in one plate over sequences. The objective is never
+    weighted: a scaled site is an error.
+
+    Args:
+        model: Generative model, `forward(x, mask, controls)`.
+        guide: Its guide, the same arguments.
+        batch: A :class:`~pyro_seq.data.Batch`, or x alone, `(batch, time, *frame)`.
+        particles: Draws from the guide that the expectation is a mean of.
+        seed: Seed of the draws; None goes on with torch's present state. The draws depend on the
+            seed, on `particles` and on `chunk`.
+        chunk: Sequences times particles that are in memory at once.
+
+    Returns:
+        The bound.
+
+    Raises:
+        ValueError: If a site is scaled, is not per sequence, or is in only one of the pair.
+
+    Example:
+        >>> from pyro_seq.guides import KalmanGuide
+        >>> from pyro_seq.models import KVAE
+        >>> model = KVAE((1, 8, 8), decoder="mlp")
+        >>> elbo(model, KalmanGuide(model, "mlp"), torch.zeros(3, 5, 1, 8, 8)).per_sequence.shape
+        torch.Size([3])
+    """
+    return _bound("elbo", model, guide, batch, particles, seed, chunk)
+
+
+def iwae(
+    model: nn.Module,
+    guide: nn.Module,
+    batch: Tensor | tuple[Tensor, Tensor | None, Tensor | None],
+    *,
+    samples: int,
+    seed: int | None = None,
+    chunk: int = CHUNK,
+) -> Bound:
+    r"""Importance-weighted bound of each sequence; its expectation never falls as k grows.
+
+    .. math::
+        \mathcal{L}_k(x_i) = E\Big[\log \frac1k \sum_{s=1}^k
+        \frac{p(x_i, z^{(s)})}{q(z^{(s)} \mid x_i)}\Big] \le \log p(x_i)
+
+    Args:
+        model: Generative model, `forward(x, mask, controls)`.
+        guide: Its guide, the same arguments.
+        batch: A :class:`~pyro_seq.data.Batch`, or x alone, `(batch, time, *frame)`.
+        samples: k.
+        seed: Seed of the draws, as in :func:`elbo`.
+        chunk: Sequences times samples that are in memory at once.
+
+    Returns:
+        The bound.
+
+    Raises:
+        ValueError: As in :func:`elbo`.
+
+    References:
+        Burda, Grosse, Salakhutdinov (2016), Importance weighted autoencoders.
+    """
+    return _bound("iwae", model, guide, batch, samples, seed, chunk)
+
+
+class _Terms(NamedTuple):
+    """Log densities of draws, `(draws, sequences)` float64 on the CPU."""
+
+    reconstruction: Tensor
+    prior: Tensor
+    posterior: Tensor
+
+
+def _bound(
+    name: str,
+    model: nn.Module,
+    guide: nn.Module,
+    batch: Tensor | tuple[Tensor, Tensor | None, Tensor | None],
+    samples: int,
+    seed: int | None,
+    chunk: int,
+) -> Bound:
+    if samples < 1:
+        raise ValueError(f"samples (particles) must be at least 1; got {samples}")
+    whole = as_batch(batch)
+    with evaluating(model, guide, seed=seed):
+        parts = [_draws(model, guide, part, samples, chunk) for part in blocks(whole, chunk)]
+    terms = _Terms(*(torch.cat(column, 1) for column in zip(*parts, strict=True)))
+    weights = terms.reconstruction + terms.prior - terms.posterior
+    value = weights.mean(0) if name == "elbo" else weights.logsumexp(0) - math.log(samples)
+    steps = (
+        torch.full(whole.x.shape[:1], whole.x.shape[1]) if whole.mask is None else whole.observed
+    )
+    return Bound(name, samples, value, steps.cpu().double(), *(term.mean(0) for term in terms))
+
+
+def _draws(model: nn.Module, guide: nn.Module, part: Batch, samples: int, chunk: int) -> _Terms:
+    """All draws of a few sequences, as many at once as there is room for, along the batch."""
+    sequences = part.x.shape[0]
+    part = part.to(device_of(model, part.x))
+    room = max(1, chunk // sequences)
+    passes = []
+    for start in range(0, samples, room):
+        copies = min(room, samples - start)
+        stacked = [None if t is None else t.repeat(copies, *(1,) * (t.dim() - 1)) for t in part]
+        terms = _one_pass(model, guide, Batch._make(stacked))
+        passes.append([term.view(copies, sequences) for term in terms])
+    return _Terms(*(torch.cat(column) for column in zip(*passes, strict=True)))
+
+
+def _one_pass(model: nn.Module, guide: nn.Module, batch: Batch) -> _Terms:
+    guide_trace = poutine.trace(guide).get_trace(*batch)
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
+    guide_trace, model_trace = (
+        prune_subsample_sites(guide_trace),
+        prune_subsample_sites(model_trace),
+    )
+    _check_match(model_trace, guide_trace)
+    count = batch.x.shape[0]
+    model_trace.compute_log_prob()
+    guide_trace.compute_log_prob()
+    observed, latent = model_trace.observation_nodes, model_trace.stochastic_nodes
+    return _Terms(
+        _total(model_trace, observed, count),
+        _total(model_trace, latent, count),
+        _total(guide_trace, guide_trace.stochastic_nodes + guide_trace.observation_nodes, count),
+    )
+
+
+def _check_match(model_trace: Trace, guide_trace: Trace) -> None:
+    """Every latent site must be in both; a site of the guide alone must be marked auxiliary."""
+    inferred = {
+        name
+        for name in guide_trace.stochastic_nodes
+        if not guide_trace.nodes[name]["infer"].get("is_auxiliary")
+    }
+    odd = set(model_trace.stochastic_nodes) ^ inferred
+    if odd:
+        raise ValueError(
+            f"sites {sorted(odd)} are in only one of model and guide: there is no bound. The model's "
+            f"latent sites are {sorted(model_trace.stochastic_nodes)}, the guide's {sorted(inferred)}"
+        )
+
+
+def _total(trace: Trace, names: list[str], count: int) -> Tensor:
+    """Log density of the named sites of each sequence, `(count,)`."""
+    total = torch.zeros(count, dtype=torch.float64)
+    for name in names:
+        site = trace.nodes[name]
+        if not isinstance(site["scale"], float | int) or site["scale"] != 1:
+            raise ValueError(
+                f"site '{name}' is scaled: a weighted objective is no bound. Evaluate without "
+                "poutine.scale, site weights and subsampling"
+            )
+        value = site["log_prob"]
+        if value.dim() == 0 or value.shape[-1] != count:
+            raise ValueError(
+                f"site '{name}' must have one log density per sequence, (batch,) = ({count},); got "
+                f"shape {tuple(value.shape)}. Sample it inside pyro.plate('sequences', batch, dim=-1)"
+            )
+        total = total + value.reshape(-1, count).cpu().double().sum(0)
+    return total
+
+
+def _standard_error(values: Tensor) -> float:
+    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
