@@ -1,4 +1,4 @@
-"""The state in which a pair is evaluated: no gradients, evaluation mode, its own parameters, a seed."""
+"""The state in which a pair is evaluated: no gradients, evaluation mode, its parameters, a seed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_seq.data import Batch
 
-__all__ = ["as_batch", "blocks", "device_of", "evaluating"]
+__all__ = ["as_batch", "blocks", "evaluating", "place"]
 
 
 @contextlib.contextmanager
@@ -63,8 +63,8 @@ def evaluating(*modules: nn.Module, seed: int | None = None) -> Iterator[None]:
 def _own_parameters(modules: tuple[nn.Module, ...]) -> Iterator[None]:
     """Read parameters from the modules, unless these live in Pyro's global store.
 
-    Under the global store a module takes over the values of another one that has its names, such as
-    the original of a deep copy; a pair that was trained with local parameters is not in the store.
+    Under the global store a module takes over the values of another one that has its names, such
+    as the original of a deep copy. A pair trained with local parameters is not in that store.
     """
     own = {id(p) for module in modules for p in module.parameters()}
     store = {id(p) for _, p in pyro.get_param_store().named_parameters()}
@@ -79,9 +79,12 @@ def _own_parameters(modules: tuple[nn.Module, ...]) -> Iterator[None]:
         yield
 
 
-def device_of(module: nn.Module, fallback: Tensor) -> torch.device:
-    """The device of a module's parameters, or that of a tensor if there are none."""
-    return next((p.device for p in module.parameters()), fallback.device)
+def place(module: nn.Module, batch: Batch) -> Batch:
+    """The batch on the device of a module's parameters, whole numbers as floats of their type."""
+    like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+    if not batch.x.is_floating_point():
+        batch = batch._replace(x=batch.x.to(like.dtype))
+    return batch.to(like.device)
 
 
 def as_batch(batch: Tensor | tuple[Tensor, Tensor | None, Tensor | None]) -> Batch:

@@ -12,11 +12,11 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from pyro_seq.data import Batch
-from pyro_seq.evaluation.context import as_batch, blocks, device_of, evaluating
+from pyro_seq.evaluation.context import as_batch, blocks, evaluating, place
 
 __all__ = ["Bound", "elbo", "iwae"]
 
-CHUNK = 256
+CHUNK = 64
 
 
 class Bound(NamedTuple):
@@ -67,7 +67,7 @@ class Bound(NamedTuple):
         return _standard_error(spread) / float(self.steps.mean())
 
     def summary(self) -> dict[str, float]:
-        """Means and standard errors, for example under `elbo_per_frame` and `elbo_per_frame_se`."""
+        """Means and standard errors, such as `elbo_per_frame` and `elbo_per_frame_se`."""
         return {
             f"{self.name}_per_sequence": self.mean,
             f"{self.name}_per_sequence_se": self.standard_error,
@@ -187,7 +187,7 @@ def _bound(
 def _draws(model: nn.Module, guide: nn.Module, part: Batch, samples: int, chunk: int) -> _Terms:
     """All draws of a few sequences, as many at once as there is room for, along the batch."""
     sequences = part.x.shape[0]
-    part = part.to(device_of(model, part.x))
+    part = place(model, part)
     room = max(1, chunk // sequences)
     passes = []
     for start in range(0, samples, room):
@@ -222,13 +222,14 @@ def _check_match(model_trace: Trace, guide_trace: Trace) -> None:
     inferred = {
         name
         for name in guide_trace.stochastic_nodes
-        if not guide_trace.nodes[name]["infer"].get("is_auxiliary")
+        if not (guide_trace.nodes[name]["infer"] or {}).get("is_auxiliary")
     }
     odd = set(model_trace.stochastic_nodes) ^ inferred
     if odd:
         raise ValueError(
-            f"sites {sorted(odd)} are in only one of model and guide: there is no bound. The model's "
-            f"latent sites are {sorted(model_trace.stochastic_nodes)}, the guide's {sorted(inferred)}"
+            f"sites {sorted(odd)} are in only one of model and guide: there is no bound. "
+            f"The model's latent sites are {sorted(model_trace.stochastic_nodes)}, "
+            f"the guide's {sorted(inferred)}"
         )
 
 
@@ -245,8 +246,8 @@ def _total(trace: Trace, names: list[str], count: int) -> Tensor:
         value = site["log_prob"]
         if value.dim() == 0 or value.shape[-1] != count:
             raise ValueError(
-                f"site '{name}' must have one log density per sequence, (batch,) = ({count},); got "
-                f"shape {tuple(value.shape)}. Sample it inside pyro.plate('sequences', batch, dim=-1)"
+                f"site '{name}' must have one log density per sequence, ({count},); got shape "
+                f"{tuple(value.shape)}. Sample it in pyro.plate('sequences', batch, dim=-1)"
             )
         total = total + value.reshape(-1, count).cpu().double().sum(0)
     return total

@@ -1,0 +1,221 @@
+"""Imputation of missing frames, by smoothing and by filtering, and what it must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_seq.data import Batch, gap_mask, random_mask
+from pyro_seq.evaluation.context import as_batch, blocks, evaluating, place
+
+__all__ = ["blank_frame", "copy_last", "format_table", "imputation_table", "impute"]
+
+HOW = ("smooth", "filter")
+CHUNK = 256
+FRAMES = 512  # decoded at once
+
+
+def impute(
+    guide: nn.Module,
+    x: Tensor,
+    mask: Tensor,
+    controls: Tensor | None = None,
+    how: str = "smooth",
+    chunk: int = CHUNK,
+) -> Tensor:
+    r"""Mean frames given the observed ones, :math:`\hat x_t = E[x_t \mid a_t = C_t E[z_t]]`.
+
+    For guides with the methods `smooth` and `filter`, which return mean codes `a`, and a `model`
+    with `decode`, as :class:`~pyro_seq.guides.KalmanGuide` has them. No random number is drawn.
+
+    Args:
+        guide: Guide of a trained pair.
+        x: Frames, `(batch, time, *frame)`; what lies under False is not read.
+        mask: bool `(batch, time)`, True where observed.
+        controls: u, `(batch, time, control)`, known at all steps.
+        how: `"smooth"` (from all observed frames) or `"filter"` (from those up to each frame).
+        chunk: Sequences that are in memory at once.
+
+    Returns:
+        `(batch, time, *frame)`, probabilities for binary frames, of the observed frames too.
+
+    Raises:
+        ValueError: For an unknown `how`.
+        TypeError: If the guide cannot do it.
+    """
+    model = _model_of(guide, how)
+    with evaluating(model, guide):
+        parts = blocks(Batch(x, mask, controls), chunk)
+        codes = torch.cat([_codes(guide, part, how) for part in parts])
+        return _decode(model, codes.flatten(0, 1)).to(x.device).view(x.shape)
+
+
+def copy_last(x: Tensor, mask: Tensor) -> Tensor:
+    """Put the last observed frame before it in the place of each missing one.
+
+    Where there is none before, the first observed frame of the sequence stands; where there is
+    none at all, zeros.
+
+    Args:
+        x: Frames, `(batch, time, *frame)`.
+        mask: bool `(batch, time)`, True where observed.
+
+    Returns:
+        `(batch, time, *frame)`.
+    """
+    steps = torch.arange(x.shape[1], device=x.device)
+    last = torch.where(mask, steps, -1).cummax(1).values
+    first = mask.int().argmax(1, keepdim=True)
+    source = torch.where(last < 0, first, last)
+    copied = x[torch.arange(x.shape[0], device=x.device).unsqueeze(1), source]
+    any_seen = mask.any(1).view(-1, *(1,) * (x.dim() - 1))
+    return torch.where(any_seen, copied, torch.zeros_like(copied))
+
+
+def blank_frame(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The median of each pixel over all observed frames: what stands still, without what moves.
+
+    Args:
+        x: Frames of the training set, `(sequences, time, *frame)`.
+        mask: bool `(sequences, time)`, True where observed.
+
+    Returns:
+        `(*frame)`. Of binary frames it is the majority, 0 where both values are as frequent.
+    """
+    frames = x.flatten(0, 1) if mask is None else x[mask]
+    if bool(((frames == 0) | (frames == 1)).all()):
+        return (frames.sum(0, dtype=torch.float64) > len(frames) / 2).to(x.dtype)
+    return frames.median(0).values
+
+
+@torch.no_grad()
+def imputation_table(
+    model: nn.Module,
+    guide: nn.Module,
+    x: Tensor | tuple[Tensor, Tensor | None, Tensor | None],
+    *,
+    gaps: Sequence[int] = (1, 3, 5, 7, 9, 11, 13, 15),
+    drop_probabilities: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0),
+    seed: int,
+    observed_start: int = 4,
+    blank: Tensor | None = None,
+    chunk: int = CHUNK,
+) -> dict[str, float]:
+    """Fraction of wrong pixels in hidden frames, for gaps and for frames hidden at random.
+
+    The mask of each probability is drawn anew for every sequence from the seed alone. Frames that
+    the batch itself lacks are hidden too, but not compared.
+
+    Args:
+        model: The model of the pair.
+        guide: Its guide; see :func:`impute` for what it must have.
+        x: Test sequences: a :class:`~pyro_seq.data.Batch`, or frames `(sequences, time, *frame)`.
+        gaps: Lengths of the gap after the first frames; those that do not fit are left out.
+        drop_probabilities: Probabilities that a later frame is hidden.
+        seed: Seed of the random masks.
+        observed_start: Frames at the start that are never hidden.
+        blank: Frame without anything that moves, from :func:`blank_frame` of training data; by
+            default that of `x`.
+        chunk: Sequences that are in memory at once.
+
+    Returns:
+        Under `smooth_gap_N`, `filter_gap_N`, `copy_last_gap_N`, `smooth_p_X`, `filter_p_X` and
+        `copy_last_p_X` the error of each method, over all hidden frames of all sequences; under
+        `blank` that of the blank frame over all frames after the first.
+
+    References:
+        Fraccaro, Kamronn, Paquet, Winther (2017), section 5.1 and Figure 3.
+    """
+    batch = as_batch(x)
+    count, time = batch.x.shape[:2]
+    masks = {
+        f"gap_{gap}": gap_mask(count, time, gap, observed_start=observed_start)
+        for gap in gaps
+        if observed_start + gap <= time
+    } | {
+        f"p_{p:g}": random_mask(count, time, p, observed_start=observed_start, seed=seed)
+        for p in drop_probabilities
+    }
+    blank = blank_frame(batch.x, batch.mask) if blank is None else blank
+    for how in HOW:
+        _model_of(guide, how)
+    with evaluating(model, guide):
+        table = {
+            f"{method}_{name}": error
+            for name, mask in masks.items()
+            for method, error in _errors(model, guide, batch, mask, chunk).items()
+        }
+    later = (torch.arange(time, device=batch.x.device) >= observed_start).expand(count, time)
+    shown = later if batch.mask is None else later & batch.mask
+    wrong = (batch.x[shown] > 0.5) != (blank.to(batch.x.device) > 0.5)
+    return table | {"blank": float(wrong.double().mean())}
+
+
+def format_table(table: Mapping[str, float]) -> str:
+    """Lay out the numbers of :func:`imputation_table` as text, a row per pattern.
+
+    Args:
+        table: Errors by key; keys of other forms are left out.
+
+    Returns:
+        Lines of equal width.
+    """
+    methods = ("smooth", "filter", "copy_last")
+    patterns = [key.removeprefix("smooth_") for key in table if key.startswith("smooth_")]
+    blank = table.get("blank", float("nan"))
+    lines = [f"{'hidden':<10}" + "".join(f"{name:>11}" for name in (*methods, "blank"))]
+    for pattern in patterns:
+        errors = (*(table[f"{method}_{pattern}"] for method in methods), blank)
+        label = pattern.replace("_", " ")
+        lines.append(f"{label:<10}" + "".join(f"{error:>11.4f}" for error in errors))
+    return "\n".join(lines)
+
+
+def _model_of(guide: nn.Module, how: str) -> Any:  # noqa: ANN401 - any model with `decode`
+    if how not in HOW:
+        raise ValueError(f"how must be one of {', '.join(HOW)}; got {how!r}")
+    model = getattr(guide, "model", None)
+    if not hasattr(guide, how) or not hasattr(model, "decode"):
+        raise TypeError(
+            f"guide must have the method {how}(x, mask, controls) and a model with decode(a); "
+            f"{type(guide).__name__} has not. Use for example KalmanGuide"
+        )
+    return model
+
+
+def _codes(guide: Any, part: Batch, how: str) -> Tensor:  # noqa: ANN401
+    return getattr(guide, how)(*place(guide, part)).a
+
+
+def _decode(model: Any, codes: Tensor) -> Tensor:  # noqa: ANN401
+    """Mean frames `(frames, *frame)` of codes `(frames, obs)`, a few at a time."""
+    return torch.cat([model.decode(part) for part in codes.split(FRAMES)])
+
+
+def _errors(
+    model: Any,  # noqa: ANN401
+    guide: nn.Module,
+    batch: Batch,
+    mask: Tensor,
+    chunk: int,
+) -> dict[str, float]:
+    """Errors of each method under one mask. Only hidden frames are decoded."""
+    mask = mask.to(batch.x.device)
+    wrong = dict.fromkeys((*HOW, "copy_last"), 0)
+    frames = 0
+    for part, shown in zip(blocks(batch, chunk), mask.split(chunk), strict=True):
+        seen = shown if part.mask is None else shown & part.mask
+        hidden = ~shown if part.mask is None else ~shown & part.mask
+        truth = part.x[hidden] > 0.5
+        guesses = {"copy_last": copy_last(part.x, seen)[hidden]}
+        for how in HOW:
+            codes = _codes(guide, part._replace(mask=seen), how)
+            guesses[how] = _decode(model, codes[hidden.to(codes.device)])
+        for method, guess in guesses.items():
+            wrong[method] += int(((guess > 0.5).to(truth.device) != truth).sum())
+        frames += len(truth)
+    pixels = frames * batch.x[0, 0].numel()
+    return {name: count / pixels if pixels else float("nan") for name, count in wrong.items()}

@@ -1,0 +1,79 @@
+"""Errors of predicted frames."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["WrongPixels", "hamming", "wrong_pixels"]
+
+
+class WrongPixels(NamedTuple):
+    """Wrong pixels and all pixels that were compared, per sequence, long `(sequences,)`."""
+
+    wrong: Tensor
+    compared: Tensor
+
+    @property
+    def mean(self) -> float:
+        """Fraction that is wrong, over all sequences; NaN if nothing was compared."""
+        total = int(self.compared.sum())
+        return int(self.wrong.sum()) / total if total else float("nan")
+
+
+def wrong_pixels(
+    x: Tensor, x_hat: Tensor, mask: Tensor, known: Tensor | None = None, threshold: float = 0.5
+) -> WrongPixels:
+    r"""Count the pixels of the hidden frames for which :math:`[x > c] \ne [\hat x > c]`.
+
+    Args:
+        x: True frames, `(batch, time, *frame)`.
+        x_hat: Predicted frames of the same shape: probabilities, or 0 and 1.
+        mask: bool `(batch, time)`, True where a frame was observed and is not compared.
+        known: bool `(batch, time)`, False where the true frame is not known (padding).
+        threshold: c.
+
+    Returns:
+        The counts of each sequence.
+
+    Raises:
+        ValueError: If shapes do not fit together.
+    """
+    if x.shape != x_hat.shape or mask.shape != x.shape[:2]:
+        raise ValueError(
+            "x and x_hat must be (batch, time, *frame) and mask (batch, time); got shapes "
+            f"{tuple(x.shape)}, {tuple(x_hat.shape)} and {tuple(mask.shape)}"
+        )
+    hidden = ~mask if known is None else ~mask & known
+    differ = ((x > threshold) != (x_hat > threshold)).flatten(2).sum(-1)
+    pixels = x[0, 0].numel()
+    return WrongPixels(torch.where(hidden, differ, 0).sum(-1), hidden.sum(-1) * pixels)
+
+
+def hamming(
+    x: Tensor, x_hat: Tensor, mask: Tensor, known: Tensor | None = None, threshold: float = 0.5
+) -> float:
+    r"""Fraction of wrong pixels among those of the hidden frames, over all sequences.
+
+    Args:
+        x: True frames, `(batch, time, *frame)`.
+        x_hat: Predicted frames of the same shape.
+        mask: bool `(batch, time)`, True where a frame was observed and is not compared.
+        known: bool `(batch, time)`, False where the true frame is not known (padding).
+        threshold: Above it a pixel is on.
+
+    Returns:
+        The fraction; NaN if no frame was hidden.
+
+    Raises:
+        ValueError: If shapes do not fit together.
+
+    Example:
+        >>> x = torch.tensor([[[1.0, 0.0], [1.0, 1.0]]])
+        >>> guess = torch.tensor([[[0.0, 1.0], [0.9, 0.2]]])
+        >>> hamming(x, guess, torch.tensor([[True, False]]))
+        0.5
+    """
+    return wrong_pixels(x, x_hat, mask, known, threshold).mean
