@@ -64,6 +64,7 @@ class RunState:
             set_random_state(self._epoch_random, self.device)
         elif self._resumed_random is not None:
             set_random_state(self._resumed_random, self.device)
+            self._resumed_random = None
         self._epoch_random = self._epoch_random or get_random_state(self.device)
 
     def skipped_done_batches(self) -> None:

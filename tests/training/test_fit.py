@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import pyro
@@ -26,7 +27,10 @@ from tests.training.toys import ToyBatches, toy_batch, toy_pair
 
 
 def run(
-    epochs: int = 3, rate: float = 1e-2, train: Any = None, **arguments: Any
+    epochs: int = 3,
+    rate: float = 1e-2,
+    train: Iterable[Batch] | None = None,
+    **arguments: Any,  # noqa: ANN401
 ) -> tuple[SequenceLoss, FitResult]:
     loss = SequenceLoss(*toy_pair())
     optimizer = torch.optim.Adam(loss.parameters(), rate)
@@ -167,7 +171,7 @@ def test_freeze_holds_parameters_and_their_moments() -> None:
         Freeze(torch.nn.ReLU(), 1)
 
 
-def warned(values: list[float], **arguments: Any) -> list[int]:
+def warned(values: list[float], **arguments: Any) -> list[int]:  # noqa: ANN401
     """Epochs at which a plateau is warned of, when a measure takes these values."""
     watch = WarnOnPlateau(lambda context: values[context.epoch], message="Help.", **arguments)
     found = []

@@ -1,0 +1,124 @@
+"""A run that was stopped and resumed equals one that was not, to the bit."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyro_seq.training import CheckpointError, SequenceLoss, fit, load_checkpoint, load_weights
+from tests.training.resume_script import Interrupt, Trained, train
+from tests.training.toys import ToyBatches, toy_pair
+
+NEVER = Interrupt(-1)
+
+
+def without_time(history: Iterable[dict[str, float]]) -> list[dict[str, float]]:
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in history]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Trained]]:
+    """Folder and outcome of an unbroken run over batches of a kind."""
+
+    @functools.cache
+    def run(kind: str) -> tuple[Path, Trained]:
+        folder = tmp_path_factory.mktemp(kind)
+        return folder, train(folder, NEVER, kind=kind)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("kind", "step"),
+    [("toy", 8), ("batches", 2), ("batches", 5), ("batches", 8), ("batches", 19)]
+    + [("dataloader", 6), ("dataloader", 8)],
+)
+def test_interrupted_anywhere(
+    tmp_path: Path, whole: Callable[[str], tuple[Path, Trained]], kind: str, step: int
+) -> None:
+    """Epochs have five batches; checkpoints come every three steps and after each epoch."""
+    history, weights, memory = whole(kind)[1]
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, Interrupt(step), kind=kind)
+    torch.manual_seed(99)
+    warning = pytest.warns(UserWarning, match="no checkpoint in .*: starting anew")
+    with warning if step == 2 else contextlib.nullcontext():
+        again = train(tmp_path, NEVER, kind=kind, resume=True)
+    assert without_time(again.history) == without_time(history)
+    assert all(map(torch.equal, weights.values(), again.weights.values()))
+    rows = without_time(again.memory.rows)
+    assert rows == without_time(memory.rows)[-len(rows) :]
+    assert len(rows) <= len(memory.rows) - (0 if step == 2 else 3)
+
+
+def test_sigkill_in_the_middle_of_an_epoch(
+    tmp_path: Path, whole: Callable[[str], tuple[Path, Trained]]
+) -> None:
+    def run(kill_at: int, resume: str) -> int:
+        command = [sys.executable, "-m", "tests.training.resume_script", str(tmp_path)]
+        done = subprocess.run(
+            [*command, str(kill_at), resume],
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr
+        return done.returncode
+
+    folder, (history, _, _) = whole("batches")
+    assert run(8, "new") == -signal.SIGKILL
+    assert run(-1, "resume") == 0
+    resumed = json.loads((tmp_path / "history.json").read_text())
+    assert without_time(resumed) == without_time(history)
+    lines = [(path / "log.jsonl").read_text().splitlines() for path in (folder, tmp_path)]
+    assert without_time(map(json.loads, lines[0])) == without_time(map(json.loads, lines[1]))
+    tables = [list(csv.DictReader((path / "log.csv").open())) for path in (folder, tmp_path)]
+    assert without_time(tables[0]) == without_time(tables[1]) and len(tables[0]) == 24
+
+
+def test_checkpoints_leave_training_as_it_was(
+    tmp_path: Path, whole: Callable[[str], tuple[Path, Trained]]
+) -> None:
+    history = train(tmp_path, NEVER, checkpoints=False).history
+    assert without_time(history) == without_time(whole("batches")[1].history)
+
+
+def test_finished_run(tmp_path: Path) -> None:
+    """Resumed it does nothing; its weights load; a damaged or foreign checkpoint is an error."""
+    history, weights, _ = train(tmp_path, NEVER)
+    again = train(tmp_path, NEVER, resume=True)
+    assert again.history == history and again.memory.rows == []
+    loss = load_weights(SequenceLoss(*toy_pair(5)), tmp_path / "checkpoint")
+    for state in (again.weights, loss.state_dict()):
+        assert all(map(torch.equal, weights.values(), state.values()))
+    checkpoint = load_checkpoint(tmp_path / "checkpoint")
+    assert checkpoint is not None and set(checkpoint.state["best_weights"]) == set(weights)
+    foreign_run_is_refused(tmp_path / "checkpoint")
+
+    state = tmp_path / "checkpoint" / "latest" / "state.pt"
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="pass resume='.*previous'"):
+        train(tmp_path, NEVER, resume=True)
+    again = train(tmp_path, NEVER, resume=tmp_path / "checkpoint" / "previous")
+    assert without_time(again.history) == without_time(history)
+
+
+def foreign_run_is_refused(folder: Path) -> None:
+    loss = SequenceLoss(*toy_pair())
+    arguments = {"epochs": 9, "checkpoint_dir": folder, "resume": True}
+    with pytest.raises(CheckpointError, match="one of them has a schedule"):
+        fit(loss, ToyBatches(), optimizer=torch.optim.AdamW(loss.parameters()), **arguments)
+    with pytest.raises(CheckpointError, match="does not fit this Linear"):
+        load_weights(torch.nn.Linear(2, 2), folder)
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        load_weights(loss, folder / "nowhere")
