@@ -1,0 +1,150 @@
+"""Filtering, smoothing and online use of the Kalman guide."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_seq.guides import KalmanGuide, OnlineFilter
+from pyro_seq.models import KVAE
+from pyro_seq.models.mixture_ssm import as_distribution
+
+FRAME = (1, 5, 6)
+
+
+def pair(weights: str = "lstm") -> tuple[KVAE, KalmanGuide]:
+    model = KVAE(FRAME, decoder="mlp", weights=weights, controls=1).double()
+    return model, KalmanGuide(model, "mlp").double()
+
+
+def data(batch: int = 3, time: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+    x = (torch.rand(batch, time, *FRAME) < 0.4).double()
+    mask = torch.rand(batch, time) > 0.3
+    return x, mask, torch.randn(batch, time, 1).double()
+
+
+def test_smoothing_ends_where_filtering_ends() -> None:
+    _, guide = pair()
+    x, mask, controls = data()
+    smoothed, filtered = guide.smooth(x, mask, controls), guide.filter(x, mask, controls)
+    torch.testing.assert_close(smoothed.loc[:, -1], filtered.loc[:, -1])
+    torch.testing.assert_close(smoothed.cov[:, -1], filtered.cov[:, -1])
+    gain = filtered.cov - smoothed.cov
+    assert torch.linalg.eigvalsh(gain).min() > -1e-9
+    assert gain[:, 0].diagonal(dim1=-2, dim2=-1).min() > 0
+
+
+@pytest.mark.parametrize("weights", ["lstm", "mlp", "static"])
+def test_filtering_reads_the_past_only(weights: str) -> None:
+    _, guide = pair(weights)
+    x, mask, controls = data()
+    changed = x.clone()
+    changed[:, 4:] = 1 - changed[:, 4:]
+    before, after = guide.filter(x, mask, controls), guide.filter(changed, mask, controls)
+    assert torch.equal(before.loc[:, :4], after.loc[:, :4])
+    assert not torch.equal(
+        guide.smooth(x, mask, controls).loc[:, :4],
+        guide.smooth(changed, mask, controls).loc[:, :4],
+    )
+
+
+def test_smoothing_a_full_sequence_equals_a_full_mask() -> None:
+    _, guide = pair()
+    x, mask, controls = data()
+    for one, two in zip(
+        guide.smooth(x, None, controls),
+        guide.smooth(x, torch.ones_like(mask), controls),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, two)
+
+
+def test_smoothed_moments_are_the_posteriors() -> None:
+    model, guide = pair()
+    x, _, controls = data()
+    with torch.no_grad():
+        a = guide.encoder(x)[0]
+        posterior = as_distribution(
+            model.dynamics.condition(a, None, controls).model, 6, None
+        ).posterior(a)
+    smoothed = guide.smooth(x, None, controls)
+    torch.testing.assert_close(smoothed.loc, posterior.mean)
+    torch.testing.assert_close(smoothed.cov, posterior.covariance)
+    assert torch.equal(smoothed.encoded, a)
+
+
+@pytest.mark.parametrize("weights", ["lstm", "mlp", "static"])
+def test_online_equals_offline(weights: str) -> None:
+    model, guide = pair(weights)
+    x, mask, controls = data()
+    x[~mask] = float("nan")
+    offline = guide.filter(x, mask, controls)
+    online = guide.online(3)
+    for t in range(6):
+        update = online.update(x[:, t], mask[:, t], controls[:, t])
+        torch.testing.assert_close(update.loc, offline.loc[:, t])
+        torch.testing.assert_close(update.cov, offline.cov[:, t])
+        torch.testing.assert_close(update.a, offline.a[:, t])
+
+
+def test_online_prediction_is_the_next_frames() -> None:
+    model, guide = pair()
+    x, mask, controls = data()
+    online = guide.online(3)
+    for t in range(5):
+        update = online.update(x[:, t], None, controls[:, t], next_control=controls[:, t + 1])
+        hidden = torch.zeros(3, t + 2, dtype=torch.bool)
+        hidden[:, :-1] = True
+        ahead = guide.filter(x[:, : t + 2], hidden, controls[:, : t + 2])
+        torch.testing.assert_close(update.next_a, ahead.a[:, -1])
+        torch.testing.assert_close(update.next_frame, model.decode(ahead.a[:, -1]).detach())
+
+
+def test_online_evidence_adds_up() -> None:
+    model, guide = pair()
+    x, mask, controls = data()
+    online = guide.online(3)
+    total = sum(
+        online.update(x[:, t], mask[:, t], controls[:, t]).log_likelihood for t in range(6)
+    )
+    with torch.no_grad():
+        a = guide.encoder(torch.where(mask.view(3, 6, 1, 1, 1), x, 0.0))[0]
+        torch.testing.assert_close(total, model.prior(3, 6, mask, controls).log_prob(a))
+
+
+def test_online_state_can_be_saved_and_does_not_grow() -> None:
+    _, guide = pair()
+    x, mask, controls = data()
+    online = guide.online(3)
+    size = [online.state.loc.numel() + online.state.cov.numel()]
+    for t in range(3):
+        online.update(x[:, t], mask[:, t], controls[:, t])
+    saved = online.state
+    rest = [online.update(x[:, t], mask[:, t], controls[:, t]).loc for t in range(3, 6)]
+    resumed = OnlineFilter(guide, 3)
+    resumed.state = saved
+    again = [resumed.update(x[:, t], mask[:, t], controls[:, t]).loc for t in range(3, 6)]
+    for one, two in zip(rest, again, strict=True):
+        assert torch.equal(one, two)
+    size.append(online.state.loc.numel() + online.state.cov.numel())
+    assert size[0] == size[1]
+
+
+def test_the_model_is_not_a_part_of_the_guide() -> None:
+    model, guide = pair()
+    own = {id(p) for p in guide.parameters()}
+    assert own.isdisjoint({id(p) for p in model.parameters()})
+    sites = guide.median(*data())
+    assert sites["a"].shape == (3, 6, 2)
+    assert sites["z"].shape == (3, 6, 4)
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(TypeError, match="model must be a KVAE; got Linear"):
+        KalmanGuide(nn.Linear(2, 2))  # type: ignore[arg-type]
+    model, guide = pair()
+    with pytest.raises(ValueError, match="encoder must be one of conv, mlp; got 'resnet'"):
+        KalmanGuide(model, "resnet")
+    with pytest.raises(ValueError, match="x must be"):
+        guide.online(2).update(torch.zeros(2, 3))
