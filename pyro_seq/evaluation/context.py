@@ -1,4 +1,4 @@
-"""The state in which a pair is evaluated: no gradients, evaluation mode, its parameters, a seed."""
+"""The state in which a pair is evaluated: no gradients, eval mode, its own parameters, a seed."""
 
 from __future__ import annotations
 

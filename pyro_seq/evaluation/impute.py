@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from pyro_seq.data import Batch, gap_mask, random_mask
 from pyro_seq.evaluation.context import as_batch, blocks, evaluating, place
 
-__all__ = ["blank_frame", "copy_last", "format_table", "imputation_table", "impute"]
+__all__ = ["blank_frame", "copy_last", "decode", "format_table", "imputation_table", "impute"]
 
 HOW = ("smooth", "filter")
 CHUNK = 256
-FRAMES = 512  # decoded at once
+FRAMES = 128  # decoded at once; more is slower on a CPU
 
 
 def impute(
@@ -50,7 +50,7 @@ def impute(
     with evaluating(model, guide):
         parts = blocks(Batch(x, mask, controls), chunk)
         codes = torch.cat([_codes(guide, part, how) for part in parts])
-        return _decode(model, codes.flatten(0, 1)).to(x.device).view(x.shape)
+        return decode(model, codes.flatten(0, 1)).to(x.device).view(x.shape)
 
 
 def copy_last(x: Tensor, mask: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ def _codes(guide: Any, part: Batch, how: str) -> Tensor:  # noqa: ANN401
     return getattr(guide, how)(*place(guide, part)).a
 
 
-def _decode(model: Any, codes: Tensor) -> Tensor:  # noqa: ANN401
+def decode(model: Any, codes: Tensor) -> Tensor:  # noqa: ANN401
     """Mean frames `(frames, *frame)` of codes `(frames, obs)`, a few at a time."""
     return torch.cat([model.decode(part) for part in codes.split(FRAMES)])
 
@@ -213,7 +213,7 @@ def _errors(
         guesses = {"copy_last": copy_last(part.x, seen)[hidden]}
         for how in HOW:
             codes = _codes(guide, part._replace(mask=seen), how)
-            guesses[how] = _decode(model, codes[hidden.to(codes.device)])
+            guesses[how] = decode(model, codes[hidden.to(codes.device)])
         for method, guess in guesses.items():
             wrong[method] += int(((guess > 0.5).to(truth.device) != truth).sum())
         frames += len(truth)
