@@ -34,7 +34,6 @@ def cut(setting: Setting, steps: slice) -> dict[str, Tensor]:
 def test_forecast_equals_the_dense_conditional(layout: str, mask: str, algorithm: str) -> None:
     setting = make_setting(layout, mask)
     horizon = setting.time - PAST
-    keep = None if setting.mask is None else setting.mask.unflatten(-1, (-1,))
     batch_dims = len(setting.batch_shape)
     past = (slice(None),) * batch_dims + (slice(PAST),)
     future = (slice(None),) * batch_dims + (slice(PAST, None),)
