@@ -112,15 +112,16 @@ class SequenceLoss(nn.Module):
         scaled = site_scale(self.site_weights) if self.site_weights else contextlib.nullcontext()
         with pyro.settings.context(module_local_params=True), scaled:
             total = self.elbo.differentiable_loss(self.model, self.guide, x, mask, controls)
-        return LossTotals(total, _count(x, mask, self.per))
+        units = _count(x, mask, self.per)
+        return LossTotals(total, units.to(torch.promote_types(total.dtype, torch.float32)))
 
 
 def _count(x: Tensor, mask: Tensor | None, per: str) -> Tensor:
-    """Observed steps, or sequences with an observed step: a 0-dimensional float on x's device."""
+    """Observed steps, or sequences with an observed step: a 0-dimensional number on x's device."""
     if mask is None:
         number = x.shape[0] if per == "sequence" else x.shape[0] * x.shape[1]
-        return torch.full((), float(number), device=x.device)
-    return (mask.any(-1) if per == "sequence" else mask).sum().float()
+        return torch.full((), number, device=x.device)
+    return (mask.any(-1) if per == "sequence" else mask).sum()
 
 
 def _prepare_local_parameters(root: nn.Module) -> None:

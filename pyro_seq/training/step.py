@@ -40,7 +40,7 @@ class LossMeter:
 
     def add(self, values: StepValues) -> None:
         """Keeps the values of a step, without waiting for them."""
-        self._pending.append(torch.stack([part.float() for part in values]))
+        self._pending.append(torch.stack(values))
 
     def read(self) -> list[tuple[float, float]]:
         """Loss and gradient norm of each step since the last read, means over the processes."""
