@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pyro_seq.evaluation.arviz import compare, plot_compare, to_arviz
+from pyro_seq.evaluation.draws import Draws, posterior_draws
 from pyro_seq.evaluation.elbo import Bound, elbo, iwae
+from pyro_seq.evaluation.forecast import Forecast, forecast
 from pyro_seq.evaluation.impute import (
     blank_frame,
     copy_last,
@@ -14,14 +17,21 @@ from pyro_seq.evaluation.metrics import WrongPixels, hamming, wrong_pixels
 
 __all__ = [
     "Bound",
+    "Draws",
+    "Forecast",
     "WrongPixels",
     "blank_frame",
+    "compare",
     "copy_last",
     "elbo",
+    "forecast",
     "format_table",
     "hamming",
     "imputation_table",
     "impute",
     "iwae",
+    "plot_compare",
+    "posterior_draws",
+    "to_arviz",
     "wrong_pixels",
 ]

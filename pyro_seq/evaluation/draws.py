@@ -1,0 +1,113 @@
+r"""Posterior draws of the latent sites and the mean frames that they imply."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.distributions import Independent, MaskedDistribution
+from torch import Tensor, nn
+
+from pyro_seq.data import Batch
+from pyro_seq.evaluation.context import blocks, evaluating, place
+from pyro_seq.evaluation.impute import decode
+from pyro_seq.models.mixture_ssm import as_distribution
+
+__all__ = ["Draws", "posterior_draws"]
+
+
+class Draws(NamedTuple):
+    """Draws from the guide, on the CPU.
+
+    Attributes:
+        sites: Value of each latent site, `(samples, sequences, *event)`.
+        frames: Mean of each observed site given the draw, `(samples, sequences, time, *frame)`.
+    """
+
+    sites: dict[str, Tensor]
+    frames: dict[str, Tensor]
+
+
+def posterior_draws(
+    model: nn.Module, guide: nn.Module, batch: Batch, samples: int, seed: int | None, chunk: int
+) -> Draws:
+    r"""Draw latent sites given the observed frames.
+
+    Guides with codes and mixture dynamics (:class:`~pyro_seq.guides.KalmanGuide`) give codes and
+    states whatever the estimator: :math:`a_t \sim q(a_t \mid x_t)` where a frame is observed,
+    :math:`z \sim p(z \mid a)` jointly, :math:`a_t \sim p(a_t \mid z_t)` where one is missing.
+    Other pairs give their own sites; steps that the guide's distribution masks out, and what
+    follows from them, are NaN: what a guide draws there is no posterior.
+
+    Args:
+        model: Generative model.
+        guide: Its guide.
+        batch: The sequences.
+        samples: Draws of each sequence.
+        seed: Seed of the draws; None goes on with torch's present state.
+        chunk: Sequences that are in memory at once, one draw at a time.
+
+    Returns:
+        The draws.
+    """
+    dynamic = hasattr(guide, "codes") and hasattr(model, "dynamics") and hasattr(model, "decode")
+    draw = _from_dynamics if dynamic else _from_traces
+    with evaluating(model, guide, seed=seed):
+        parts = [
+            [draw(model, guide, place(model, part)) for _ in range(samples)]
+            for part in blocks(batch, chunk)
+        ]
+    return Draws(
+        _join([[one.sites for one in part] for part in parts]),
+        _join([[one.frames for one in part] for part in parts]),
+    )
+
+
+def _join(parts: list[list[dict[str, Tensor]]]) -> dict[str, Tensor]:
+    """Stack draws first and put parts of the batch one after the other."""
+    return {
+        name: torch.cat([torch.stack([draw[name].cpu() for draw in part]) for part in parts], 1)
+        for name in parts[0][0]
+    }
+
+
+def _from_dynamics(model: Any, guide: Any, part: Batch) -> Draws:  # noqa: ANN401
+    x, mask, controls = part
+    a = guide.codes(x, mask).sample()
+    given = model.dynamics.condition(a, mask, controls)
+    ssm = as_distribution(given.model, x.shape[1], mask)
+    z = ssm.posterior(a).rsample()
+    if mask is not None:
+        a = torch.where(mask.unsqueeze(-1), a, ssm.emit(z.double()).sample().to(a.dtype))
+    frames = decode(model, a.flatten(0, 1)).view(x.shape)
+    return Draws({"a": a, "z": z.to(a.dtype)}, {"x": frames})
+
+
+def _from_traces(model: nn.Module, guide: nn.Module, part: Batch) -> Draws:
+    trace = poutine.trace(guide).get_trace(*part)
+    sites: dict[str, Any] = {name: trace.nodes[name] for name in trace.stochastic_nodes}
+    seen = {name: _scored(site["fn"]) for name, site in sites.items()}
+    values = {name: _blank(site["value"], seen[name]) for name, site in sites.items()}
+    hidden = [mask for mask in seen.values() if mask is not None]
+    shown = torch.stack(hidden).all(0) if hidden else None
+    predicted = poutine.trace(poutine.replay(model, trace=trace)).get_trace(*part)
+    frames = {}
+    for name in predicted.observation_nodes:
+        site: Any = predicted.nodes[name]
+        frames[name] = _blank(site["fn"].mean.expand_as(site["value"]), shown)
+    return Draws(values, frames)
+
+
+def _scored(fn: Any) -> Tensor | None:  # noqa: ANN401
+    """Which steps a site's distribution scores, bool `(batch, time)`; None if all."""
+    while isinstance(fn, Independent) and not isinstance(fn, MaskedDistribution):
+        fn = fn.base_dist
+    mask = getattr(fn, "_mask", None)
+    return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
+def _blank(value: Tensor, shown: Tensor | None) -> Tensor:
+    if shown is None or not value.is_floating_point() or value.shape[:2] != shown.shape:
+        return value
+    return torch.where(shown.view(*shown.shape, *(1,) * (value.dim() - 2)), value, torch.nan)

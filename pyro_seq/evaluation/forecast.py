@@ -1,0 +1,129 @@
+"""Frames that follow: the mean forecast, and trajectories drawn from the model."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyro_seq.data import Batch
+from pyro_seq.evaluation.context import blocks, evaluating, place
+from pyro_seq.evaluation.impute import decode
+
+__all__ = ["Forecast", "forecast"]
+
+
+class Forecast(NamedTuple):
+    """The steps after a context.
+
+    Attributes:
+        a: Codes, `(*samples, batch, steps, obs)`.
+        frames: Mean frames of the codes, `(*samples, batch, steps, *frame)`.
+    """
+
+    a: Tensor
+    frames: Tensor
+
+
+def forecast(
+    guide: nn.Module,
+    x: Tensor,
+    steps: int,
+    mask: Tensor | None = None,
+    controls: Tensor | None = None,
+    *,
+    samples: int | None = None,
+    seed: int | None = None,
+    chunk: int = 256,
+) -> Forecast:
+    r"""Continue sequences beyond their last frame.
+
+    Without `samples` the mean path: :math:`E[z_t]` is carried on by the transitions, and the
+    weight network reads predicted codes. With `samples`, draws from
+    :math:`q(a_{1:T} \mid x)\, p(z_T \mid a)\, p(z_{T+1:T+H}, a_{T+1:T+H} \mid z_T, a_{1:T})`:
+    each is one possible future, with the noise of state and code in it. A context of the first few
+    frames gives generation as in the paper.
+
+    Args:
+        guide: Guide of a trained pair with mixture dynamics, for example
+            :class:`~pyro_seq.guides.KalmanGuide`.
+        x: The context, `(batch, time, *frame)`. Frames missing at its end are time that passed:
+            the forecast begins after the last column.
+        steps: H, number of frames to forecast.
+        mask: bool `(batch, time)`, True where observed.
+        controls: u, `(batch, time + steps, control)`, of the future steps too.
+        samples: Number of futures of each sequence, or None for the mean path.
+        seed: Seed of the draws; None goes on with torch's present state.
+        chunk: Sequences times samples that are in memory at once.
+
+    Returns:
+        Codes and frames, with a first dimension of size `samples` if they were drawn.
+
+    Raises:
+        ValueError: If a number is not positive, or the controls do not cover all steps.
+        TypeError: If the guide cannot forecast.
+    """
+    model = _check(guide, x, steps, controls, samples)
+    copies = samples or 1
+    with evaluating(model, guide, seed=seed):
+        parts = blocks(Batch(x, mask, controls), max(1, chunk // copies))
+        if samples is None:
+            codes = [_mean(guide, place(guide, part), steps) for part in parts]
+        else:
+            codes = [_draw(guide, place(guide, part), steps, samples) for part in parts]
+        a = torch.cat(codes, -3).to(x.device)
+        frames = decode(model, a.flatten(0, -2)).to(x.device)
+    return Forecast(a, frames.view(*a.shape[:-1], *x.shape[2:]))
+
+
+def _check(
+    guide: Any,  # noqa: ANN401
+    x: Tensor,
+    steps: int,
+    controls: Tensor | None,
+    samples: int | None,
+) -> Any:  # noqa: ANN401
+    model = getattr(guide, "model", None)
+    if not all(hasattr(guide, name) for name in ("filter", "codes")) or not all(
+        hasattr(model, name) for name in ("decode", "dynamics")
+    ):
+        raise TypeError(
+            "guide must have filter(x, mask, controls), codes(x, mask) and a model with decode(a) "
+            f"and dynamics; {type(guide).__name__} has not. Use for example KalmanGuide"
+        )
+    if steps < 1 or (samples is not None and samples < 1):
+        raise ValueError(f"steps and samples must be at least 1; got {steps} and {samples}")
+    if controls is not None and controls.shape[1] != x.shape[1] + steps:
+        raise ValueError(
+            f"controls must cover the context and the forecast, (batch, {x.shape[1] + steps}, "
+            f"control); got shape {tuple(controls.shape)}"
+        )
+    return model
+
+
+def _mean(guide: Any, part: Batch, steps: int) -> Tensor:  # noqa: ANN401
+    """Filter on with missing frames: mean codes `(batch, steps, obs)`."""
+    x, mask, controls = part
+    seen = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+    x = torch.cat([x, x.new_zeros(x.shape[0], steps, *x.shape[2:])], 1)
+    seen = torch.cat([seen, seen.new_zeros(x.shape[0], steps)], 1)
+    return guide.filter(x, seen, controls).a[:, -steps:]
+
+
+def _draw(guide: Any, part: Batch, steps: int, samples: int) -> Tensor:  # noqa: ANN401
+    """Drawn codes `(samples, batch, steps, obs)`."""
+    dynamics = guide.model.dynamics
+    count, time = part.x.shape[:2]
+    a = guide.codes(part.x, part.mask).sample((samples,)).flatten(0, 1)
+    mask = None if part.mask is None else part.mask.repeat(samples, 1)
+    controls = None if part.controls is None else part.controls.repeat(samples, 1, 1)
+    state = dynamics.initial_state(samples * count)
+    for t in range(time):
+        ahead = dynamics.predict(state, None if controls is None else controls[:, t])
+        state, _ = dynamics.update(state, ahead, a[:, t], None if mask is None else mask[:, t])
+    codes = []
+    for t in range(time, time + steps):
+        state, code = dynamics.draw(state, None if controls is None else controls[:, t])
+        codes.append(code)
+    return torch.stack(codes, 1).view(samples, count, steps, -1)
