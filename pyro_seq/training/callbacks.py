@@ -75,10 +75,19 @@ class Freeze(Callback):
     Args:
         modules: modules (or single parameters) to hold.
         epochs: number of epochs from the start of training.
+        reset_optimizer: whether the optimizer forgets the moments of all parameters at the end of
+            these epochs, as if a second training began.
+
+    Raises:
+        ValueError: there is no parameter among the modules.
     """
 
     def __init__(
-        self, modules: nn.Module | Iterable[nn.Module | nn.Parameter], epochs: int
+        self,
+        modules: nn.Module | Iterable[nn.Module | nn.Parameter],
+        epochs: int,
+        *,
+        reset_optimizer: bool = False,
     ) -> None:
         parts = [modules] if isinstance(modules, nn.Module) else list(modules)
         self.parameters = [
@@ -87,6 +96,7 @@ class Freeze(Callback):
             for parameter in (part.parameters() if isinstance(part, nn.Module) else [part])
         ]
         self.epochs = epochs
+        self.reset_optimizer = reset_optimizer
         if not self.parameters:
             raise ValueError(
                 "Freeze: the modules given have no parameters; nothing would be frozen"
@@ -97,3 +107,8 @@ class Freeze(Callback):
         if context.epoch < self.epochs:
             for parameter in self.parameters:
                 parameter.grad = None
+
+    def on_epoch_end(self, context: Context) -> None:
+        """Resets the optimizer after the last of the epochs, where asked for."""
+        if self.reset_optimizer and context.epoch == self.epochs - 1:
+            context.optimizer.state.clear()

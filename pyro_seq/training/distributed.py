@@ -100,12 +100,13 @@ def world_size() -> int:
 def wrap(loss: nn.Module) -> nn.Module:
     """The loss in DistributedDataParallel where there are several processes, else as it is.
 
-    The parameters of rank 0 are sent to the others. A loss that comes wrapped (with
-    ``find_unused_parameters=True`` for example) is kept.
+    The parameters of rank 0 are sent to the others. Parameters without a gradient in a step are
+    allowed (``find_unused_parameters``; where all have one torch says once that this costs time).
+    A loss that comes wrapped is kept as it is.
     """
     if world_size() == 1 or isinstance(loss, DistributedDataParallel):
         return loss
-    return DistributedDataParallel(loss)
+    return DistributedDataParallel(loss, find_unused_parameters=True)
 
 
 def sum_all(values: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,7 +45,7 @@ class MemoryLogger:
 
 
 class JSONLinesLogger:
-    """Appends one JSON object per row to a file; NaN is written as null.
+    """Appends one JSON object per row to a file; what is not finite as null.
 
     Args:
         path: file, made with its folder where missing.
@@ -170,7 +171,7 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 def _json_line(row: Mapping[str, Any]) -> str:
-    plain = {name: None if value != value else value for name, value in row.items()}
+    plain = {name: value if math.isfinite(value) else None for name, value in row.items()}
     return json.dumps(plain) + "\n"
 
 

@@ -12,6 +12,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from pyro_seq.inference import DeviceTraceELBO, site_scale
+from pyro_seq.training.distributed import sum_all, world_size
 
 __all__ = ["LossTotals", "SequenceLoss"]
 
@@ -94,12 +95,10 @@ class SequenceLoss(nn.Module):
             (), nats per observed step or per sequence.
         """
         total, units = self.totals(batch, mask, controls)
-        workers = 1
-        if self.training and torch.distributed.is_initialized():
-            workers = torch.distributed.get_world_size()
-            if workers > 1:
-                torch.distributed.all_reduce(units)
-        return total * (workers / units.clamp(min=1))
+        processes = world_size() if self.training else 1
+        if processes > 1:
+            units = sum_all(units)
+        return total * (processes / units.clamp(min=1))
 
     def totals(
         self,

@@ -16,19 +16,22 @@ class PlateauWarning(UserWarning):
 
 
 class WarnOnPlateau(Callback):
-    """Warns with ``PlateauWarning`` while a measure sits at a reference or has stopped improving.
+    """Warns while a measure is no better than a reference, or stands still.
 
-    Smaller is better. One warning per epoch at which either holds, after the first ``patience``
-    epochs.
+    Smaller is better. There is one ``PlateauWarning`` for every epoch at whose end either holds.
 
     Args:
         metric: called with the context at the end of an epoch, returns a number; or the name of an
             entry of the record ("loss", "validation_loss", a measure of an earlier callback).
         reference: value that means nothing was learnt, for example the error of a blank frame.
-        tolerance: relative distance from the reference that counts as sitting on it.
-        patience: epochs that training may sit before it is warned of.
-        message: what to say and do about it, added to the warning.
+        tolerance: part of the reference by which the measure must lie below it.
+        patience: epochs that the measure may be no better than the reference.
+        stall: epochs that the measure may go without a new best value; None for any number.
+        message: what it means and what to do, added to the warning.
         name: name of the measure in the record and in the warning.
+
+    Raises:
+        ValueError: neither ``reference`` nor ``stall`` is given.
     """
 
     def __init__(
@@ -38,13 +41,17 @@ class WarnOnPlateau(Callback):
         *,
         tolerance: float = 0.02,
         patience: int = 2,
+        stall: int | None = None,
         message: str = "",
         name: str | None = None,
     ) -> None:
+        if reference is None and stall is None:
+            raise ValueError("WarnOnPlateau: give a reference, or stall, or both")
         self.metric = metric
         self.reference = reference
         self.tolerance = tolerance
         self.patience = patience
+        self.stall = stall
         self.message = message
         self.name = name or (metric if isinstance(metric, str) else "plateau_metric")
         self.values: list[float] = []
@@ -63,17 +70,17 @@ class WarnOnPlateau(Callback):
             warnings.warn(text.strip(), PlateauWarning, stacklevel=2)
 
     def _reason(self) -> str:
-        recent = self.values[-self.patience :]
-        if len(recent) < self.patience:
-            return ""
-        reference = self.reference
-        if reference is not None and all(
-            abs(value - reference) <= self.tolerance * abs(reference) for value in recent
-        ):
-            return f"has sat at {reference:.6g}, where nothing is learnt, for {len(recent)} epochs"
-        earlier = self.values[: -self.patience]
-        if earlier and min(recent) >= min(earlier):
-            return f"has not improved for {len(recent)} epochs (best {min(earlier):.6g})"
+        if self.reference is not None and len(self.values) >= self.patience:
+            bound = self.reference - self.tolerance * abs(self.reference)
+            if min(self.values[-self.patience :]) >= bound:
+                return (
+                    f"has been no better than {self.reference:.6g}, where nothing is learnt, "
+                    f"for {self.patience} epochs"
+                )
+        if self.stall is not None and len(self.values) > self.stall:
+            best = min(self.values[: -self.stall])
+            if min(self.values[-self.stall :]) >= best:
+                return f"has not been below its best value {best:.6g} for {self.stall} epochs"
         return ""
 
     def state_dict(self) -> dict[str, Any]:

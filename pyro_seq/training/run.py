@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
@@ -19,11 +17,11 @@ from tqdm import tqdm
 from pyro_seq.data import Batch
 from pyro_seq.training.callbacks import Callback
 from pyro_seq.training.checkpoint import save_checkpoint
-from pyro_seq.training.distributed import rank, sum_all, world_size
+from pyro_seq.training.distributed import rank, world_size
 from pyro_seq.training.loggers import Logger
-from pyro_seq.training.random_state import preserved_random_state
 from pyro_seq.training.run_state import RunState
-from pyro_seq.training.step import LossMeter, Precision, autocast, train_step
+from pyro_seq.training.step import LossMeter, Precision, train_step
+from pyro_seq.training.validation import batches_from, mean_loss
 
 __all__ = ["NonFiniteLossError", "Options", "Run"]
 
@@ -111,7 +109,7 @@ class Run:
     def _batches(self) -> Iterator[Batch]:
         """Batches of the epoch from where it stands, random numbers as in an unbroken run."""
         self.state.begin_epoch()
-        iterator = _iterate(self.train, self.context.epoch, self.context.batch)
+        iterator = batches_from(self.train, self.context.epoch, self.context.batch)
         self.state.skipped_done_batches()
         yield from iterator
         if self.context.batch == 0:
@@ -181,24 +179,14 @@ class Run:
         if patience is not None and record["epoch"] - best["epoch"] >= patience:
             self.context.stop = True
 
-    @torch.no_grad()
     def _validate(self, batches: Iterable[Batch]) -> float:
-        """Mean loss of the batches, with the same noise in every epoch and none of training's."""
-        loss, device = self.state.loss.eval(), self.state.device
-        sums = torch.zeros(2, device=device, dtype=torch.float64)
-        with preserved_random_state(device, self.options.seed + rank()):
-            for batch in _iterate(batches, 0, 0):
-                batch = batch.to(device, non_blocking=True)
-                with autocast(device, self.options.precision):
-                    sums += torch.stack(loss.totals(batch)).double()
-        total, count = sum_all(sums).tolist()
-        if count == 0:
-            raise ValueError(
-                "validation has no observed step: it is empty, or its masks are False"
-            )
-        if not math.isfinite(total):
-            self._fail(f"the validation loss is {total}", self.context.batch - 1)
-        return total / count
+        options = self.options
+        value = mean_loss(
+            self.state.loss, batches, precision=options.precision, seed=options.seed + rank()
+        )
+        if not math.isfinite(value):
+            self._fail(f"the validation loss is {value}", self.context.batch - 1)
+        return value
 
     def _read_losses(self) -> None:
         """Reads the values of the last steps from the device and checks them."""
@@ -256,17 +244,3 @@ class Run:
     def _log(self, values: Mapping[str, float]) -> None:
         for logger in self.loggers:
             logger.log(self.context.step, values)
-
-
-def _iterate(batches: Iterable[Batch], epoch: int, start: int) -> Iterator[Batch]:
-    """Batches of an epoch from number ``start`` on."""
-    set_epoch = getattr(batches, "set_epoch", None)
-    if set_epoch is not None and "start" in inspect.signature(set_epoch).parameters:
-        set_epoch(epoch, start=start)
-        return iter(batches)
-    if set_epoch is not None:
-        set_epoch(epoch)
-    iterator = iter(batches)
-    for _ in itertools.islice(iterator, start):
-        pass
-    return iterator

@@ -1,8 +1,7 @@
-"""Trains the toy pair with checkpoints: python resume_script.py FOLDER KILL_AT_STEP RESUME."""
+"""Trains the toy pair with checkpoints: resume_script.py FOLDER KILL_AT_STEP."""
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -97,12 +96,10 @@ def train(
         early_stopping=10,
         log_every=1,
         loggers=[memory, CSVLogger(folder / "log.csv"), JSONLinesLogger(folder / "log.jsonl")],
-        callbacks=[Noise(), WarnOnPlateau("loss", patience=3), stop],
+        callbacks=[Noise(), WarnOnPlateau("loss", stall=3), stop],
     )
     return Trained(result.history, loss.state_dict(), memory)
 
 
 if __name__ == "__main__":
-    folder, kill_at, resume = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "resume"
-    history, _, _ = train(folder, KillAt(kill_at), resume=resume)
-    (folder / "history.json").write_text(json.dumps(history))
+    train(Path(sys.argv[1]), KillAt(int(sys.argv[2])))

@@ -171,6 +171,20 @@ def test_freeze_holds_parameters_and_their_moments() -> None:
         Freeze(torch.nn.ReLU(), 1)
 
 
+def test_freeze_may_reset_the_optimizer() -> None:
+    class Count(Callback):
+        def on_epoch_end(self, context: Context) -> None:
+            states = context.optimizer.state.values()
+            counts.append(sorted(int(state["step"]) for state in states))
+
+    counts: list[list[int]] = []
+    loss = SequenceLoss(*toy_pair())
+    freeze = Freeze(loss.guide, epochs=2, reset_optimizer=True)
+    optimizer = torch.optim.Adam(loss.parameters(), 1e-2)
+    fit(loss, ToyBatches(), epochs=3, optimizer=optimizer, callbacks=[freeze, Count()])
+    assert counts == [[4, 4, 4], [], [4, 4, 4, 4, 4, 4]]
+
+
 def warned(values: list[float], **arguments: Any) -> list[int]:  # noqa: ANN401
     """Epochs at which a plateau is warned of, when a measure takes these values."""
     watch = WarnOnPlateau(lambda context: values[context.epoch], message="Help.", **arguments)
@@ -190,11 +204,14 @@ def warned(values: list[float], **arguments: Any) -> list[int]:  # noqa: ANN401
 @pytest.mark.parametrize(
     ("values", "arguments", "expected"),
     [
-        ([0.0239, 0.0240, 0.0239, 0.01], {"reference": 0.0239, "patience": 2}, [1, 2]),
-        ([0.0239, 0.0200, 0.0100], {"reference": 0.0239, "patience": 2}, []),
-        ([5.0, 4.0, 4.0, 4.1, 3.0], {"patience": 2}, [3]),
-        ([5.0, 4.0, 3.0, 2.0], {"patience": 1}, []),
-        ([1.0, 1.0], {"patience": 3, "reference": 1.0}, []),
+        ([0.0239, 0.0240, 0.0239, 0.01], {"reference": 0.0239}, [1, 2]),
+        ([0.0240, 0.0230, 0.0239, 0.0240], {"reference": 0.0239}, [3]),
+        ([0.3, 0.05, 0.02], {"reference": 0.0239}, [1]),
+        ([-5.0, -5.05, -5.2], {"reference": -5.0}, [1]),
+        ([1.0, 1.0], {"reference": 1.0, "patience": 3}, []),
+        ([5.0, 4.0, 4.0, 4.1, 3.0], {"stall": 2}, [3]),
+        ([5.0, 4.0, 3.0, 2.0], {"stall": 1}, []),
+        ([5.0, 5.0, 4.0, 4.0], {"reference": 5.0, "stall": 1}, [1, 3]),
     ],
 )
 def test_plateau_warning(
@@ -204,12 +221,14 @@ def test_plateau_warning(
 
 
 def test_plateau_of_a_record_entry() -> None:
-    with pytest.warns(PlateauWarning, match="validation_loss = .* has not improved for 1 epochs"):
+    with pytest.warns(PlateauWarning, match="validation_loss = .* not been below its best value"):
         run(
             rate=0.0,
             validation=ToyBatches(1),
-            callbacks=[WarnOnPlateau("validation_loss", patience=1)],
+            callbacks=[WarnOnPlateau("validation_loss", stall=1)],
         )
+    with pytest.raises(ValueError, match="give a reference, or stall, or both"):
+        WarnOnPlateau("loss")
 
 
 class Poison(Callback):

@@ -51,8 +51,8 @@ def test_files(tmp_path: Path, kind: type, name: str) -> None:
 def test_json_has_no_nan(tmp_path: Path) -> None:
     logger = JSONLinesLogger(tmp_path / "l.jsonl")
     logger.start(0)
-    logger.log(1, {"loss": float("nan")})
-    assert rows(tmp_path / "l.jsonl") == [{"step": 1, "loss": None}]
+    logger.log(1, {"loss": float("nan"), "error": float("inf")})
+    assert rows(tmp_path / "l.jsonl") == [{"step": 1, "loss": None, "error": None}]
 
 
 def test_memory() -> None:

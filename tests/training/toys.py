@@ -19,7 +19,7 @@ _numbers = itertools.count()
 
 def hide(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Zeros for what is missing, and a mask."""
-    seen = torch.ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
+    seen = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
     return torch.where(seen.unsqueeze(-1), x, torch.zeros_like(x)), seen
 
 
