@@ -97,9 +97,9 @@ class MLPWeights(WeightNetwork):
         self.window = window
         self.network = nn.Sequential(
             nn.Linear(window * obs, hidden),
-            nn.ReLU(),
+            nn.SiLU(),
             nn.Linear(hidden, hidden),
-            nn.ReLU(),
+            nn.SiLU(),
             nn.Linear(hidden, modes),
         )
 
@@ -203,7 +203,9 @@ class MixtureDynamics(nn.Module):
         transition_var: Variance Q of every coordinate of z.
         emission_var: Variance R of every coordinate of a.
         initial_var: Variance of the first state.
-        learn_noise: Learn Q and R (isotropic) from these starting values.
+        learn_noise: None keeps these three variances as they are, the authors' choice;
+            `"isotropic"` learns one number for each, `"diagonal"` one for each coordinate.
+        offsets: Give every mode a learnt offset too, as a control that is always 1 would.
         start: `"identity"` (:math:`A^{(k)} = I`, C random, the authors' start), or
             `"local_linear_trend"`: z holds positions and velocities, C reads the positions.
         jitter: Standard deviation of the noise by which the modes differ at the start.
@@ -220,7 +222,8 @@ class MixtureDynamics(nn.Module):
         transition_var: float = 0.08,
         emission_var: float = 0.03,
         initial_var: float = 20.0,
-        learn_noise: bool = False,
+        learn_noise: str | None = None,
+        offsets: bool = False,
         start: str = "identity",
         jitter: float = 0.05,
     ) -> None:
@@ -237,34 +240,45 @@ class MixtureDynamics(nn.Module):
         self.control = (
             nn.Parameter(0.05 * torch.randn(modes, state, controls)) if controls else None
         )
+        self.offset = nn.Parameter(0.05 * torch.randn(modes, state)) if offsets else None
         self.first_code = nn.Parameter(torch.zeros(obs))
-        for name, value in (("transition", transition_var), ("emission", emission_var)):
-            log_var = torch.full((1,), value).log()
-            if learn_noise:
-                self.register_parameter(f"{name}_log_var", nn.Parameter(log_var))
+        if learn_noise not in (None, "isotropic", "diagonal"):
+            raise ValueError(
+                f"learn_noise must be None, 'isotropic' or 'diagonal'; got {learn_noise!r}"
+            )
+        for name, value, size in (
+            ("transition_log_var", transition_var, state),
+            ("emission_log_var", emission_var, obs),
+            ("initial_log_var", initial_var, state),
+        ):
+            log_var = torch.full((size if learn_noise == "diagonal" else 1,), value).log()
+            if learn_noise is None:
+                self.register_buffer(name, log_var)
             else:
-                self.register_buffer(f"{name}_log_var", log_var)
-        self.register_buffer("initial_var", torch.full((1,), initial_var))
+                self.register_parameter(name, nn.Parameter(log_var))
 
     def mix(self, weights: Tensor, controls: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         r"""A, b = B u and C of :math:`\alpha` `(*, modes)` and u `(*, controls)`: `(*, n, n)`, `(*, n)`, `(*, obs, n)`."""
         shape = weights.shape[:-1]
         transition = (weights @ self.transition.flatten(1)).view(*shape, self.state, self.state)
         emission = (weights @ self.emission.flatten(1)).view(*shape, self.obs, self.state)
-        if self.control is None or controls is None:
-            return transition, weights.new_zeros(*shape, self.state), emission
-        control = (weights @ self.control.flatten(1)).view(*shape, self.state, self.controls)
-        return transition, matvec(control, controls), emission
+        offset = weights.new_zeros(*shape, self.state)
+        if self.offset is not None:
+            offset = weights @ self.offset
+        if self.control is not None and controls is not None:
+            control = (weights @ self.control.flatten(1)).view(*shape, self.state, self.controls)
+            offset = offset + matvec(control, controls)
+        return transition, offset, emission
 
     def noise(self) -> tuple[Tensor, Tensor, Tensor]:
         r""":math:`P_1 (n, n)`, :math:`Q (n, n)` and :math:`R (obs, obs)` in float64."""
-        eye = torch.eye(self.state, device=self.first_code.device, dtype=torch.float64)
-        small = torch.eye(self.obs, device=self.first_code.device, dtype=torch.float64)
-        return (
-            self.initial_var * eye,
-            self.transition_log_var.double().exp() * eye,
-            self.emission_log_var.double().exp() * small,
+        sizes = (self.state, self.state, self.obs)
+        log_vars = (self.initial_log_var, self.transition_log_var, self.emission_log_var)
+        initial, transition, emission = (
+            torch.diag_embed(log_var.double().exp().expand(size))
+            for log_var, size in zip(log_vars, sizes, strict=True)
         )
+        return initial, transition, emission
 
     def _model(self, transition: Tensor, offset: Tensor, emission: Tensor) -> LinearGaussian:
         initial, process, measurement = self.noise()

@@ -206,6 +206,10 @@ def test_codes_are_read_in_place_of_the_encodings() -> None:
     [
         ({"start": "random"}, "start must be 'identity' or 'local_linear_trend'"),
         ({"start": "local_linear_trend", "state": 3}, "needs state >= 2"),
+        (
+            {"learn_noise": "full"},
+            "learn_noise must be None, 'isotropic' or 'diagonal'; got 'full'",
+        ),
     ],
 )
 def test_bad_starts_are_named(arguments: dict[str, object], message: str) -> None:
@@ -215,5 +219,35 @@ def test_bad_starts_are_named(arguments: dict[str, object], message: str) -> Non
 
 
 def test_no_parameter_is_a_scalar() -> None:
-    made = MixtureDynamics(StaticWeights(2, 2), 2, 4, 2, learn_noise=True)
+    made = MixtureDynamics(StaticWeights(2, 2), 2, 4, 2, learn_noise="isotropic")
     assert all(parameter.dim() > 0 for parameter in made.parameters())
+
+
+@pytest.mark.parametrize(
+    ("learn", "sizes"), [(None, None), ("isotropic", (1, 1, 1)), ("diagonal", (4, 4, 2))]
+)
+def test_noise_is_learnt_when_asked(learn: str | None, sizes: tuple[int, ...] | None) -> None:
+    made = MixtureDynamics(StaticWeights(2, 2), 2, 4, 2, learn_noise=learn).double()
+    initial, transition, emission = made.noise()
+    torch.testing.assert_close(initial, 20.0 * torch.eye(4).double())
+    torch.testing.assert_close(transition, 0.08 * torch.eye(4).double())
+    torch.testing.assert_close(emission, 0.03 * torch.eye(2).double())
+    names = ("initial_log_var", "transition_log_var", "emission_log_var")
+    learnt = {name: p.numel() for name, p in made.named_parameters() if name in names}
+    assert learnt == ({} if sizes is None else dict(zip(names, sizes, strict=True)))
+
+
+def test_offsets_are_a_control_that_is_always_one() -> None:
+    torch.manual_seed(1)
+    one = MixtureDynamics(StaticWeights(2, 2), 2, 4, 2, offsets=True).double()
+    torch.manual_seed(1)
+    other = MixtureDynamics(StaticWeights(2, 2), 2, 4, 2, controls=1).double()
+    with torch.no_grad():
+        assert one.offset is not None
+        assert other.control is not None
+        other.control.copy_(one.offset.unsqueeze(-1))
+    a = torch.randn(3, 5, 2).double()
+    torch.testing.assert_close(
+        log_evidence(one, a, None, None),
+        log_evidence(other, a, None, torch.ones(3, 5, 1).double()),
+    )
