@@ -29,12 +29,24 @@ from tests.training.toys import ToyBatches, toy_pair
 
 
 class Noise(Callback):
-    """Draws from every generator, so that each must be restored."""
+    """Draws from every generator and counts, so that generators and count must be restored."""
+
+    count = 0
 
     def on_step(self, context: Context) -> None:
+        self.count += 1
         scale = 1e-3 * (random.random() + np.random.rand() + float(torch.rand(())))  # noqa: NPY002
         with torch.no_grad():
             context.loss.model.emission.bias.add_(scale)
+
+    def on_epoch_end(self, context: Context) -> None:
+        context.record["count"] = self.count
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
 
 
 class KillAt(Callback):
