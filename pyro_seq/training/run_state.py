@@ -129,6 +129,10 @@ class RunState:
     def _load_parts(self, state: dict[str, Any]) -> None:
         if (self.schedule is None) != (state["schedule"] is None):
             raise ValueError("one of them has a schedule and the other has none")
+        if len(self.callbacks) != len(state["callbacks"]):
+            raise ValueError(
+                f"it has {len(state['callbacks'])} callbacks, this run {len(self.callbacks)}"
+            )
         self.loss.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None:

@@ -15,7 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyro_seq.training import CheckpointError, SequenceLoss, fit, load_checkpoint, load_weights
+from pyro_seq.training import (
+    CheckpointError,
+    SequenceLoss,
+    fit,
+    load_checkpoint,
+    load_weights,
+    warmup_cosine,
+)
 from tests.training.resume_script import Interrupt, Trained, train
 from tests.training.toys import ToyBatches, toy_pair
 
@@ -113,6 +120,9 @@ def foreign_run_is_refused(folder: Path) -> None:
     arguments = {"epochs": 9, "checkpoint_dir": folder, "resume": True}
     with pytest.raises(CheckpointError, match="one of them has a schedule"):
         fit(loss, ToyBatches(), optimizer=torch.optim.AdamW(loss.parameters()), **arguments)
+    arguments["schedule"] = warmup_cosine(torch.optim.AdamW(loss.parameters()), 20)
+    with pytest.raises(CheckpointError, match="it has 3 callbacks, this run 0"):
+        fit(loss, ToyBatches(), optimizer=arguments["schedule"].optimizer, **arguments)
     with pytest.raises(CheckpointError, match="does not fit this Linear"):
         load_weights(torch.nn.Linear(2, 2), folder)
     with pytest.raises(CheckpointError, match="no checkpoint in"):
