@@ -1,0 +1,55 @@
+"""What every example shares: its command line, and the files that it writes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["parser", "pick_device", "write_json"]
+
+PRESETS = ("smoke", "default", "paper")
+
+
+def parser(description: str, out: str) -> argparse.ArgumentParser:
+    """The options that every example has."""
+    options = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    options.add_argument("--preset", choices=PRESETS, default="default")
+    options.add_argument("--data-dir", type=Path, default=None, help="where data sets lie")
+    options.add_argument("--out", type=Path, default=Path(out), help="folder for all results")
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    options.add_argument("--resume", action="store_true", help="go on from OUT/checkpoint")
+    return options
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` takes a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda: this machine has no CUDA device; use --device cpu")
+    return torch.device(name)
+
+
+def write_json(path: Path, metrics: Mapping[str, float], config: Mapping[str, Any]) -> None:
+    """Write numbers, and the configuration under `"config"`, whole or not at all."""
+    text = json.dumps({**metrics, "config": dict(config)}, indent=1, default=_plain)
+    partial = path.with_suffix(".partial")
+    partial.write_text(text + "\n")
+    os.replace(partial, path)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, Sequence):
+        return list(value)
+    return str(value)
