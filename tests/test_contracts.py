@@ -53,6 +53,11 @@ SETTINGS = {
         "mlp weights": Setting("kvae", KALMAN, MLP_KVAE | {"weights": "mlp"}),
         "static weights": Setting("kvae", KALMAN, MLP_KVAE | {"weights": "static"}),
         "controls": Setting("kvae", KALMAN, MLP_KVAE | {"controls": 2}),
+        "learnt noise": Setting(
+            "kvae",
+            KALMAN,
+            MLP_KVAE | {"dynamics_options": {"learn_noise": "diagonal", "offsets": True}},
+        ),
         "gaussian": Setting("kvae", KALMAN, MLP_KVAE | {"likelihood": "gaussian"}, binary=False),
         "convolutions": Setting("kvae", {"kalman": {}}, {"modes": 2}),
     }

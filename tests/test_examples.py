@@ -1,9 +1,13 @@
-"""The examples in docstrings run."""
+"""The examples in docstrings run, and so do the programs under examples/."""
 
 from __future__ import annotations
 
 import doctest
 import importlib
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,3 +25,26 @@ def module_name(path: Path) -> str:
 def test_docstrings(name: str) -> None:
     failed, _ = doctest.testmod(importlib.import_module(name), optionflags=FLAGS)
     assert not failed
+
+
+def test_bouncing_ball(tmp_path: Path) -> None:
+    """The smoke preset ends, prints the tables and writes what its help promises."""
+    program = [sys.executable, "examples/kvae_bouncing_ball.py", "--preset", "smoke"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*program, "--out", str(tmp_path), "--device", "cpu"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "hidden" in done.stdout and "elbo_diff" in done.stdout
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    wanted = {"blank", "elbo_per_frame", "elbo_per_sequence", "seconds", "config"}
+    wanted |= {f"{m}_gap_{n}" for m in ("smooth", "filter", "copy_last") for n in (1, 3, 7)}
+    wanted |= {f"{m}_p_{p}" for m in ("smooth", "filter", "copy_last") for p in (0.1, 0.5, 1)}
+    assert wanted <= metrics.keys()
+    rows = (tmp_path / "comparison.csv").read_text().splitlines()
+    assert len(rows) == 4
+    assert {"checkpoint", "comparison.png"} <= {path.name for path in tmp_path.iterdir()}
