@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import decimal
 import os
 import shutil
 import subprocess
@@ -130,6 +131,15 @@ def test_entry_point_against_decorator(
     assert registry.get("one") is one
     with pytest.raises(PluginCollisionError, match=r":two, and entry point 'two = .*:one'"):
         registry.get("two")
+
+
+def test_entry_point_against_built_in_part(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announce(monkeypatch, decimal="colorsys:hls_to_rgb")
+    registry.register("decimal", decimal.Decimal)
+    with pytest.raises(PluginCollisionError, match=r"decimal:Decimal, and entry point 'decimal ="):
+        registry.get("decimal")
 
 
 def test_check_leaves_out_the_broken_and_warns(
