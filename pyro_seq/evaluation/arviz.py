@@ -64,7 +64,7 @@ def to_arviz(
         `arviz.InferenceData` with arviz 0.23, `xarray.DataTree` with arviz 1.x.
     """
     whole = as_batch(batch)
-    draws = posterior_draws(model, guide, whole, samples, seed, chunk)
+    draws = posterior_draws(model, guide, whole, samples=samples, seed=seed, chunk=chunk)
     bound = iwae(model, guide, whole, samples=iwae_samples, seed=seed, chunk=chunk)
     groups: dict[str, dict[str, Any]] = {
         "posterior": {name: _numpy(value)[None] for name, value in draws.sites.items()},

@@ -61,21 +61,28 @@ def evaluating(*modules: nn.Module, seed: int | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_parameters(modules: tuple[nn.Module, ...]) -> Iterator[None]:
-    """Read parameters from the modules, unless these live in Pyro's global store.
+    """Let each PyroParam have the value its module holds, and leave Pyro's global store as it is.
 
-    Under the global store a module takes over the values of another one that has its names, such
-    as the original of a deep copy. A pair trained with local parameters is not in that store.
+    A module takes over what the global store has under its name. For a deep copy, or a pair that
+    was trained with local parameters, this may be the value of another module.
     """
-    own = {id(p) for module in modules for p in module.parameters()}
-    store = {id(p) for _, p in pyro.get_param_store().named_parameters()}
-    if not own or own & store or pyro.settings.get("module_local_params"):
+    parts = [part for module in modules for part in module.modules()]
+    pyro_parts = [part for part in parts if isinstance(part, PyroModule)]
+    if pyro.settings.get("module_local_params"):
+        for part in pyro_parts:  # built under the other setting
+            if not hasattr(part._pyro_context, "param_state"):
+                part._pyro_context.param_state = {"params": {}, "constraints": {}}
         yield
         return
-    for module in modules:
-        for part in module.modules():
-            if isinstance(part, PyroModule) and not hasattr(part._pyro_context, "param_state"):
-                part._pyro_context.param_state = {"params": {}, "constraints": {}}
-    with pyro.settings.context(module_local_params=True):
+    store = pyro.get_param_store()
+    state = store.get_state()
+    for part in pyro_parts:
+        for name in part._pyro_params:
+            full = f"{part._pyro_name}.{name}".lstrip(".")
+            if state["params"].get(full) is not getattr(part, f"{name}_unconstrained"):
+                state["params"].pop(full, None)
+                state["constraints"].pop(full, None)
+    with store.scope(state):
         yield
 
 

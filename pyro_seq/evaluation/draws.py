@@ -10,7 +10,7 @@ from pyro.distributions import Independent, MaskedDistribution
 from torch import Tensor, nn
 
 from pyro_seq.data import Batch
-from pyro_seq.evaluation.context import blocks, evaluating, place
+from pyro_seq.evaluation.context import as_batch, blocks, evaluating, place
 from pyro_seq.evaluation.impute import decode
 from pyro_seq.models.mixture_ssm import as_distribution
 
@@ -30,7 +30,13 @@ class Draws(NamedTuple):
 
 
 def posterior_draws(
-    model: nn.Module, guide: nn.Module, batch: Batch, samples: int, seed: int | None, chunk: int
+    model: nn.Module,
+    guide: nn.Module,
+    batch: Tensor | tuple[Tensor, Tensor | None, Tensor | None],
+    *,
+    samples: int = 1,
+    seed: int | None = None,
+    chunk: int = 64,
 ) -> Draws:
     r"""Draw latent sites given the observed frames.
 
@@ -43,7 +49,7 @@ def posterior_draws(
     Args:
         model: Generative model.
         guide: Its guide.
-        batch: The sequences.
+        batch: A :class:`~pyro_seq.data.Batch`, or x alone, `(sequences, time, *frame)`.
         samples: Draws of each sequence.
         seed: Seed of the draws; None goes on with torch's present state.
         chunk: Sequences that are in memory at once, one draw at a time.
@@ -56,7 +62,7 @@ def posterior_draws(
     with evaluating(model, guide, seed=seed):
         parts = [
             [draw(model, guide, place(model, part)) for _ in range(samples)]
-            for part in blocks(batch, chunk)
+            for part in blocks(as_batch(batch), chunk)
         ]
     return Draws(
         _join([[one.sites for one in part] for part in parts]),
