@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ def to_arviz(
         iwae_samples: k of the bound.
         frames: Whether to export frames. They take `samples` times the memory of x.
         seed: Seed of the draws; None goes on with torch's present state.
-        chunk: Sequences that are in memory at once.
+        chunk: Sequences times samples that are in memory at once.
 
     Returns:
         `arviz.InferenceData` with arviz 0.23, `xarray.DataTree` with arviz 1.x.
@@ -153,7 +154,8 @@ def plot_compare(table: pd.DataFrame, **options: Any) -> Axes:  # noqa: ANN401
     name, count = table.attrs["bound"].upper(), table.attrs["sequences"]
     native = _native(table, arviz)
     if _major(arviz) == 0:
-        axes = arviz.plot_compare(native, **{"show": False, "plot_ic_diff": True, **options})
+        with _quiet():
+            axes = arviz.plot_compare(native, **{"show": False, "plot_ic_diff": True, **options})
         axes.set_xlabel(f"{name}, sum over {count} sequences (nats)")
         return axes
     collection = arviz.plot_compare(native, **{"backend": "matplotlib", **options})
@@ -163,10 +165,18 @@ def plot_compare(table: pd.DataFrame, **options: Any) -> Axes:  # noqa: ANN401
     return axes
 
 
-def _arviz() -> ModuleType:
-    """Import arviz when it is needed, without the notice of 0.23 about 1.0."""
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without arviz 0.23's notice about 1.0 and its use of what pandas is about to drop."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+def _arviz() -> ModuleType:
+    """Import arviz when it is needed."""
+    with _quiet():
         import arviz
     return arviz
 
@@ -258,9 +268,10 @@ def _arviz_compare(bounds: Mapping[str, Bound], method: str) -> pd.DataFrame:
     terms = {name: make(bound, bound.per_sequence - best) for name, bound in bounds.items()}
     known = inspect.signature(arviz.compare).parameters
     options = {"ic": "loo", "scale": "log", "round_to": "none"}
-    return arviz.compare(
-        terms, method=method, **{key: value for key, value in options.items() if key in known}
-    )
+    with _quiet():
+        return arviz.compare(
+            terms, method=method, **{key: value for key, value in options.items() if key in known}
+        )
 
 
 def _total_error(values: Tensor) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_seq.data import Batch
 
-__all__ = ["as_batch", "blocks", "evaluating", "place"]
+__all__ = ["as_batch", "blocks", "evaluating", "place", "stacked"]
 
 
 @contextlib.contextmanager
@@ -106,3 +106,21 @@ def blocks(batch: Batch, size: int) -> Iterator[Batch]:
     for start in range(0, batch.x.shape[0], size):
         rows = slice(start, start + size)
         yield Batch._make(None if part is None else part[rows] for part in batch)
+
+
+def stacked(batch: Batch, copies: int, chunk: int) -> Iterator[tuple[int, Batch]]:
+    """A batch above itself, as many times at once as `chunk` rows have room for.
+
+    Args:
+        batch: A few sequences.
+        copies: How many times in all.
+        chunk: Number of rows that may be in memory at once; a single copy is allowed more.
+
+    Yields:
+        How many copies, and the batch of `copies * sequences` rows, copy by copy.
+    """
+    room = max(1, chunk // batch.x.shape[0])
+    for start in range(0, copies, room):
+        count = min(room, copies - start)
+        parts = [None if t is None else t.repeat(count, *(1,) * (t.dim() - 1)) for t in batch]
+        yield count, Batch._make(parts)

@@ -10,7 +10,7 @@ from pyro.distributions import Independent, MaskedDistribution
 from torch import Tensor, nn
 
 from pyro_seq.data import Batch
-from pyro_seq.evaluation.context import as_batch, blocks, evaluating, place
+from pyro_seq.evaluation.context import as_batch, blocks, evaluating, place, stacked
 from pyro_seq.evaluation.impute import decode
 from pyro_seq.models.mixture_ssm import as_distribution
 
@@ -52,7 +52,7 @@ def posterior_draws(
         batch: A :class:`~pyro_seq.data.Batch`, or x alone, `(sequences, time, *frame)`.
         samples: Draws of each sequence.
         seed: Seed of the draws; None goes on with torch's present state.
-        chunk: Sequences that are in memory at once, one draw at a time.
+        chunk: Sequences times samples that are in memory at once.
 
     Returns:
         The draws.
@@ -60,20 +60,30 @@ def posterior_draws(
     dynamic = hasattr(guide, "codes") and hasattr(model, "dynamics") and hasattr(model, "decode")
     draw = _from_dynamics if dynamic else _from_traces
     with evaluating(model, guide, seed=seed):
-        parts = [
-            [draw(model, guide, place(model, part)) for _ in range(samples)]
-            for part in blocks(as_batch(batch), chunk)
-        ]
+        parts = []
+        for part in blocks(as_batch(batch), chunk):
+            passes = stacked(place(model, part), samples, chunk)
+            parts.append([_unstack(draw(model, guide, rows), count) for count, rows in passes])
     return Draws(
         _join([[one.sites for one in part] for part in parts]),
         _join([[one.frames for one in part] for part in parts]),
     )
 
 
+def _unstack(draws: Draws, copies: int) -> Draws:
+    """Rows `(copies * sequences, ...)` as `(copies, sequences, ...)` on the CPU."""
+    return Draws(
+        *(
+            {k: v.reshape(copies, -1, *v.shape[1:]).cpu() for k, v in part.items()}
+            for part in draws
+        )
+    )
+
+
 def _join(parts: list[list[dict[str, Tensor]]]) -> dict[str, Tensor]:
-    """Stack draws first and put parts of the batch one after the other."""
+    """Put draws, and parts of the batch, one after the other."""
     return {
-        name: torch.cat([torch.stack([draw[name].cpu() for draw in part]) for part in parts], 1)
+        name: torch.cat([torch.cat([draws[name] for draws in part]) for part in parts], 1)
         for name in parts[0][0]
     }
 

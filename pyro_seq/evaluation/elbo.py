@@ -12,7 +12,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from pyro_seq.data import Batch
-from pyro_seq.evaluation.context import as_batch, blocks, evaluating, place
+from pyro_seq.evaluation.context import as_batch, blocks, evaluating, place, stacked
 
 __all__ = ["Bound", "elbo", "iwae"]
 
@@ -187,14 +187,10 @@ def _bound(
 def _draws(model: nn.Module, guide: nn.Module, part: Batch, samples: int, chunk: int) -> _Terms:
     """All draws of a few sequences, as many at once as there is room for, along the batch."""
     sequences = part.x.shape[0]
-    part = place(model, part)
-    room = max(1, chunk // sequences)
-    passes = []
-    for start in range(0, samples, room):
-        copies = min(room, samples - start)
-        stacked = [None if t is None else t.repeat(copies, *(1,) * (t.dim() - 1)) for t in part]
-        terms = _one_pass(model, guide, Batch._make(stacked))
-        passes.append([term.view(copies, sequences) for term in terms])
+    passes = [
+        [term.view(count, sequences) for term in _one_pass(model, guide, rows)]
+        for count, rows in stacked(place(model, part), samples, chunk)
+    ]
     return _Terms(*(torch.cat(column) for column in zip(*passes, strict=True)))
 
 

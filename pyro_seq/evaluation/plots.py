@@ -216,7 +216,7 @@ def plot_weights(
             drawn = panel.scatter(*before.T, c=after[:, mode].cpu(), s=4, **style)
         else:
             extent = (float(low[0]), float(high[0]), float(low[1]), float(high[1]))
-            picture = plane[..., mode].cpu()
+            picture = plane[..., mode].cpu().numpy()
             drawn = panel.imshow(picture, origin="lower", extent=extent, aspect="auto", **style)
         panel.set(title=rf"$\alpha^{{({mode + 1})}}$", xlabel="$a_1$", ylabel="$a_2$")
         panel.label_outer()
