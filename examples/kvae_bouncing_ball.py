@@ -78,7 +78,7 @@ DEFAULT = Preset(
     start="moments",
     modes=8,
     dynamics={"start": "local_linear_trend", "learn_noise": "diagonal", "offsets": True},
-    weights={"mlp": {"window": 4, "hidden": 64}, "lstm": {"hidden": 64}, "static": {}},
+    weights={"lstm": {"hidden": 128}, "mlp": {"window": 4, "hidden": 64}, "static": {}},
     learning_rate=0.003,
     dynamics_rate=0.012,
     schedule="cosine",
@@ -143,6 +143,9 @@ def arguments() -> tuple[argparse.Namespace, Preset]:
     )
     options.add_argument("--epochs", type=int, default=None)
     options.add_argument("--start", choices=("moments", "principal", "random"), default=None)
+    options.add_argument(
+        "--drop", type=float, default=0.0, help="probability that a training frame is hidden"
+    )
     options.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     args = options.parse_args()
     preset = PRESETS[args.preset]
@@ -209,7 +212,9 @@ def train_pair(
             {"params": dynamics, "lr": preset.dynamics_rate},
         ]
     )
-    loader = batches(train, preset.batch, seed=args.seed, drop_last=True)
+    loader = batches(
+        train, preset.batch, seed=args.seed, drop_last=True, drop_probability=args.drop
+    )
     steps = preset.epochs * len(loader)
     if preset.schedule == "cosine":
         schedule = warmup_cosine(optimizer, steps, warmup=min(50, steps - 1))

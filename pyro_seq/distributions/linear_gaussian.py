@@ -17,8 +17,6 @@ from pyro_seq.ops.linalg import check_positive_definite, cholesky, matvec, no_au
 
 __all__ = ["LinearGaussianPosterior", "LinearGaussianSSM"]
 
-_NAMES = ("initial_cov", "transition_cov", "emission_cov")
-
 
 class LinearGaussianSSM(TorchDistribution):
     r"""Distribution of the observations of a linear-Gaussian state space model.
@@ -93,15 +91,20 @@ class LinearGaussianSSM(TorchDistribution):
         steps, batch = _check_shapes(self._model, time)
         self._algorithm = algorithm
         obs = emission.shape[-2]
-        self._observed = None if mask is None else _check_mask(mask, steps, obs)
+        self._observed = None if mask is None else _check_mask(mask, steps, obs, len(batch))
         if self._observed is not None:
             batch = torch.broadcast_shapes(batch, self._observed.shape[:-2])
         super().__init__(batch, torch.Size((steps, obs)), validate_args=validate_args)
-        if self._validate_args:
-            for name in _NAMES:
-                check_positive_definite(
-                    getattr(self._model, name), name, per_step=name != "initial_cov"
-                )
+        self._check_covariances()
+
+    def _check_covariances(self) -> None:
+        """Each must be positive definite; without validation this is looked at on the CPU only."""
+        for name in ("initial_cov", "transition_cov", "emission_cov"):
+            matrix, first = getattr(self._model, name).detach(), 0
+            if name == "transition_cov" and matrix.shape[-3] > 1:
+                matrix, first = matrix[..., 1:, :, :], 1
+            check = check_positive_definite if self._validate_args else cholesky
+            check(matrix, name, per_step=name != "initial_cov", first_step=first)
 
     @property
     def model(self) -> LinearGaussian:
@@ -126,7 +129,13 @@ class LinearGaussianSSM(TorchDistribution):
     def _arguments(self, value: Tensor) -> tuple[LinearGaussian, Tensor, Tensor | None]:
         """Parameters, value and mask in float64 with the batch dimensions of both."""
         self._check_value(value)
-        batch = torch.broadcast_shapes(value.shape[:-2], self.batch_shape)
+        try:
+            batch = torch.broadcast_shapes(value.shape[:-2], self.batch_shape)
+        except RuntimeError as error:
+            raise ValueError(
+                f"value must be (*sample, *batch, time, obs) with batch = {tuple(self.batch_shape)}; "
+                f"got shape {tuple(value.shape)}"
+            ) from error
         observed = self._observed
         if observed is not None:
             observed = observed.expand(*batch, *self.event_shape)
@@ -135,6 +144,10 @@ class LinearGaussianSSM(TorchDistribution):
             value.to(torch.float64).expand(*batch, *self.event_shape),
             observed,
         )
+
+    def _dtype(self, value: Tensor) -> torch.dtype:
+        """The type of results."""
+        return torch.promote_types(self._model.initial_loc.dtype, value.dtype)
 
     def _check_value(self, value: Tensor) -> None:
         if value.shape[-2:] != self.event_shape:
@@ -174,7 +187,7 @@ class LinearGaussianSSM(TorchDistribution):
         with no_autocast(value.device):
             posterior = kalman.condition(*self._arguments(value), algorithm=self._algorithm)
         return LinearGaussianPosterior(
-            posterior, value.dtype, self.event_shape[0], self.state_size
+            posterior, self._dtype(value), self.event_shape[0], self.state_size
         )
 
     def latent_prior(self) -> LinearGaussianPosterior:
@@ -196,8 +209,9 @@ class LinearGaussianSSM(TorchDistribution):
         Args:
             latent: z, `(*sample, *batch, time, state)`.
         """
-        factor = cholesky(self._model.emission_cov, "emission_cov")
-        loc = matvec(self._model.emission, latent)
+        with no_autocast(latent.device):
+            factor = cholesky(self._model.emission_cov, "emission_cov")
+            loc = matvec(self._model.emission, latent)
         return dist.MultivariateNormal(loc, scale_tril=factor, validate_args=False).to_event(1)
 
     def log_joint(self, latent: Tensor, value: Tensor) -> Tensor:
@@ -213,11 +227,13 @@ class LinearGaussianSSM(TorchDistribution):
         with no_autocast(value.device):
             model, a, observed = self._arguments(value)
             total = _log_joint(model, latent.to(torch.float64), a, observed)
-        return total.to(value.dtype)
+        return total.to(self._dtype(value))
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Sequences drawn from the prior, `(*sample, *batch, time, obs)`, reparametrised."""
-        return self.emit(self.latent_prior().rsample(sample_shape)).rsample()
+        latent = self.latent_prior().rsample(sample_shape)
+        with no_autocast(latent.device):
+            return self.emit(latent).rsample()
 
     def filter(self, value: Tensor) -> Filtered:
         r"""Marginals given the past: :math:`p(z_t \mid a_{1:t})` and :math:`p(z_t \mid a_{1:t-1})`.
@@ -230,7 +246,7 @@ class LinearGaussianSSM(TorchDistribution):
         """
         with no_autocast(value.device):
             filtered = kalman.kalman_filter(*self._arguments(value))
-        return Filtered(*(tensor.to(value.dtype) for tensor in filtered))
+        return Filtered(*(tensor.to(self._dtype(value)) for tensor in filtered))
 
     def observe(self, loc: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
         r"""Moments of the observation from moments of the state: :math:`C m` and :math:`C P C^\top + R`.
@@ -243,7 +259,8 @@ class LinearGaussianSSM(TorchDistribution):
             cov: P, `(*batch, time, state, state)`.
         """
         emission = self._model.emission
-        return matvec(emission, loc), emission @ cov @ emission.mT + self._model.emission_cov
+        with no_autocast(loc.device):
+            return matvec(emission, loc), emission @ cov @ emission.mT + self._model.emission_cov
 
     def forecast(self, value: Tensor, future: LinearGaussianSSM) -> LinearGaussianSSM:
         r"""Distribution of the observations that follow, :math:`p(a_{T+1:T+H} \mid a_{1:T})`.
@@ -353,8 +370,13 @@ class LinearGaussianPosterior(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         r""":math:`\log p(z \mid a)` in nats, `(*sample, *batch)`."""
+        if value.shape[-2:] != self.event_shape:
+            raise ValueError(
+                f"value must end in (time, state) = {tuple(self.event_shape)}; "
+                f"got shape {tuple(value.shape)}"
+            )
         with no_autocast(self._posterior.device):
-            return self._posterior.log_prob(value.to(torch.float64)).to(value.dtype)
+            return self._posterior.log_prob(value.to(torch.float64)).to(self._dtype)
 
     def marginals(self) -> dist.Independent:
         r"""The product of the marginals, :math:`\prod_t N(z_t; E[z_t \mid a], \mathrm{Cov}(z_t \mid a))`.
@@ -383,9 +405,11 @@ class LinearGaussianPosterior(TorchDistribution):
 
 @register_kl(LinearGaussianPosterior, LinearGaussianPosterior)
 def _kl_joint_joint(q: LinearGaussianPosterior, p: LinearGaussianPosterior) -> Tensor:
-    r""":math:`E_q[\log q - \log p]`."""
-    moments = q.smoothed
-    return q.expected_log_prob(moments) - p.expected_log_prob(moments)
+    r""":math:`E_q[\log q - \log p]`, in float64 until the difference is taken."""
+    with no_autocast(q._posterior.device):
+        moments = q._posterior.smoothed()
+        gain = q._posterior.expected_log_prob(moments) - p._posterior.expected_log_prob(moments)
+    return gain.to(q._dtype)
 
 
 @register_kl(dist.Independent, LinearGaussianPosterior)
@@ -437,21 +461,21 @@ def _log_joint(model: LinearGaussian, z: Tensor, a: Tensor, observed: Tensor | N
     return total + 0.5 * math.log(2 * math.pi) * missing
 
 
-def _check_mask(mask: Tensor, steps: int, obs: int) -> Tensor:
+def _check_mask(mask: Tensor, steps: int, obs: int, batch_rank: int) -> Tensor:
     """The mask per coordinate, `(*batch, time, obs)`."""
     if mask.dtype != torch.bool:
         raise ValueError(f"mask must be a bool tensor, True where observed; got {mask.dtype}")
-    if (
-        mask.dim() >= 2
-        and mask.shape[-2:] == (steps, obs)
-        and not (mask.shape[-1] == steps and obs == steps)
-    ):
+    coordinates = mask.dim() >= 2 and mask.shape[-2:] == (steps, obs)
+    frames = mask.dim() >= 1 and mask.shape[-1] == steps
+    if coordinates and frames:  # time = obs: the rank of the parameters decides
+        coordinates, frames = mask.dim() == batch_rank + 2, mask.dim() == batch_rank + 1
+    if coordinates:
         return mask
-    if mask.dim() >= 1 and mask.shape[-1] == steps:
+    if frames:
         return mask.unsqueeze(-1).expand(*mask.shape, obs)
     raise ValueError(
-        f"mask must be (*batch, time) = (*batch, {steps}) or (*batch, time, obs) = (*batch, {steps}, {obs}); "
-        f"got shape {tuple(mask.shape)}"
+        f"mask must be (*batch, time) = (*batch, {steps}) or (*batch, time, obs) = "
+        f"(*batch, {steps}, {obs}); got shape {tuple(mask.shape)}"
     )
 
 
@@ -483,6 +507,8 @@ def _check_shapes(model: LinearGaussian, time: int | None) -> tuple[int, torch.S
         if timed:
             lengths[name] = shape[len(shape) - len(tail) - 1]
         batches.append(shape[: len(shape) - len(tail) - timed])
+    if time is None and max(lengths.values()) == 1:
+        raise ValueError("time must be given when every matrix is constant; got None")
     steps = time if time is not None else max(lengths.values())
     for name, length in lengths.items():
         if length not in (1, steps):

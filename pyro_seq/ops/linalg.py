@@ -34,7 +34,7 @@ def symmetrise(matrix: Tensor) -> Tensor:
     return 0.5 * (matrix + matrix.mT)
 
 
-def cholesky(matrix: Tensor, name: str, *, per_step: bool = True) -> Tensor:
+def cholesky(matrix: Tensor, name: str, *, per_step: bool = True, first_step: int = 0) -> Tensor:
     r"""Lower Cholesky factor :math:`L L^\top = M`, loud when there is none.
 
     On the CPU a failure raises. On an accelerator a check would wait for the device at every
@@ -46,6 +46,7 @@ def cholesky(matrix: Tensor, name: str, *, per_step: bool = True) -> Tensor:
             `per_step` is false.
         name: What the matrix is called in the error.
         per_step: Whether the dimension before the matrix counts time steps.
+        first_step: Number of the first of them.
 
     Returns:
         The lower triangular factor, of the shape of `matrix`.
@@ -56,24 +57,33 @@ def cholesky(matrix: Tensor, name: str, *, per_step: bool = True) -> Tensor:
     factor, info = torch.linalg.cholesky_ex(matrix)
     if matrix.device.type == "cpu":
         if info.any():
-            check_positive_definite(matrix, name, per_step=per_step)
+            check_positive_definite(matrix, name, per_step=per_step, first_step=first_step)
         return factor
     return torch.where((info == 0)[..., None, None], factor, torch.nan)
 
 
-def check_positive_definite(matrix: Tensor, name: str, *, per_step: bool = True) -> None:
+def check_positive_definite(
+    matrix: Tensor, name: str, *, per_step: bool = True, first_step: int = 0
+) -> None:
     r"""Raise unless every matrix of the batch has a finite Cholesky factor.
 
     Args:
         matrix: `(*batch, time, n, n)`, or `(*batch, n, n)` when `per_step` is false.
         name: What the matrix is called in the error.
         per_step: Whether the dimension before the matrix counts time steps.
+        first_step: Number of the first of them.
 
     Raises:
         NotPositiveDefiniteError: Naming the matrix, the step, the batch element and the
             smallest eigenvalue found there.
     """
     matrix = matrix.detach()
+    gap = (matrix - matrix.mT).abs().amax()
+    if gap > 1e-4 * matrix.abs().amax():
+        raise NotPositiveDefiniteError(
+            f"{name} is not symmetric: entries across the diagonal differ by up to {float(gap):.3g}. "
+            f"Expected a symmetric positive definite covariance; pass (M + M.mT) / 2"
+        )
     factor, info = torch.linalg.cholesky_ex(matrix)
     bad = (info != 0) | ~torch.isfinite(factor).all(-1).all(-1)
     if not bad.any():
@@ -83,7 +93,7 @@ def check_positive_definite(matrix: Tensor, name: str, *, per_step: bool = True)
     where = ""
     if per_step:
         *batch, step = index
-        where = f" at step {step} (counted from 0)"
+        where = f" at step {step + first_step} (counted from 0)"
     else:
         batch = list(index)
     if batch:
