@@ -160,6 +160,7 @@ def plot_compare(table: pd.DataFrame, **options: Any) -> Axes:  # noqa: ANN401
         return axes
     collection = arviz.plot_compare(native, **{"backend": "matplotlib", **options})
     axes = collection.viz["plot"].item()
+    axes.figure.set_layout_engine("constrained")
     difference = " difference" if options.get("relative_scale", True) else ""
     axes.set_xlabel(f"{name}{difference}, sum over {count} sequences (nats)")
     return axes

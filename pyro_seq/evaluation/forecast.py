@@ -72,9 +72,9 @@ def forecast(
             codes = [_mean(guide, place(guide, part), steps) for part in parts]
         else:
             codes = [_draw(guide, place(guide, part), steps, samples) for part in parts]
-        a = torch.cat(codes, -3).to(x.device)
-        frames = decode(model, a.flatten(0, -2)).to(x.device)
-    return Forecast(a, frames.view(*a.shape[:-1], *x.shape[2:]))
+        a = torch.cat(codes, -3)
+        frames = decode(model, a.flatten(0, -2)).view(*a.shape[:-1], *x.shape[2:])
+    return Forecast(a.to(x.device), frames.to(x.device))
 
 
 def _check(

@@ -198,7 +198,11 @@ def test_each_copy_is_evaluated_with_its_own_parameters(local: bool) -> None:
         model, guide = FactorModel(), ScaledGuide()
         other = copy.deepcopy(guide)
         other.scale = torch.full((1,), 5.0, dtype=torch.float64)
+        Trace_ELBO().loss(model, guide, x)  # puts the first one's values into the global store
+        stored = set(pyro.get_param_store().keys())
+        assert local == (len(stored) == 0)
         values = [elbo(model, g, x, seed=0).mean for g in (guide, other, guide)]
+        assert set(pyro.get_param_store().keys()) == stored
     assert values[0] == values[2] != values[1]
     assert float(other.scale.detach()) == pytest.approx(5.0)
 
