@@ -233,7 +233,13 @@ class LinearGaussianSSM(TorchDistribution):
         """Sequences drawn from the prior, `(*sample, *batch, time, obs)`, reparametrised."""
         latent = self.latent_prior().rsample(sample_shape)
         with no_autocast(latent.device):
-            return self.emit(latent).rsample()
+            model = self._model.to(torch.float64)
+            noise = torch.randn(
+                *latent.shape[:-1], self.event_shape[-1], dtype=torch.float64, device=latent.device
+            )
+            loc = matvec(model.emission, latent.to(torch.float64))
+            drawn = loc + matvec(cholesky(model.emission_cov, "emission_cov"), noise)
+        return drawn.to(latent.dtype)
 
     def filter(self, value: Tensor) -> Filtered:
         r"""Marginals given the past: :math:`p(z_t \mid a_{1:t})` and :math:`p(z_t \mid a_{1:t-1})`.
@@ -258,9 +264,13 @@ class LinearGaussianSSM(TorchDistribution):
             loc: m, `(*batch, time, state)`.
             cov: P, `(*batch, time, state, state)`.
         """
-        emission = self._model.emission
         with no_autocast(loc.device):
-            return matvec(emission, loc), emission @ cov @ emission.mT + self._model.emission_cov
+            model = self._model.to(torch.float64)
+            mean = matvec(model.emission, loc.to(torch.float64))
+            spread = (
+                model.emission @ cov.to(torch.float64) @ model.emission.mT + model.emission_cov
+            )
+        return mean.to(loc.dtype), spread.to(loc.dtype)
 
     def forecast(self, value: Tensor, future: LinearGaussianSSM) -> LinearGaussianSSM:
         r"""Distribution of the observations that follow, :math:`p(a_{T+1:T+H} \mid a_{1:T})`.
