@@ -9,13 +9,14 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
-from torch.distributions import register_kl
 
+from pyro_seq.distributions.linear_gaussian_posterior import LinearGaussianPosterior
+from pyro_seq.distributions.shapes import check_mask, check_shapes
 from pyro_seq.ops import kalman
 from pyro_seq.ops.kalman import Filtered, LinearGaussian
 from pyro_seq.ops.linalg import check_positive_definite, cholesky, matvec, no_autocast
 
-__all__ = ["LinearGaussianPosterior", "LinearGaussianSSM"]
+__all__ = ["LinearGaussianSSM"]
 
 
 class LinearGaussianSSM(TorchDistribution):
@@ -88,10 +89,10 @@ class LinearGaussianSSM(TorchDistribution):
         self._model = LinearGaussian(
             initial_loc, initial_cov, transition, offset, transition_cov, emission, emission_cov
         )
-        steps, batch = _check_shapes(self._model, time)
+        steps, batch = check_shapes(self._model, time)
         self._algorithm = algorithm
         obs = emission.shape[-2]
-        self._observed = None if mask is None else _check_mask(mask, steps, obs, len(batch))
+        self._observed = None if mask is None else check_mask(mask, steps, obs, len(batch))
         if self._observed is not None:
             batch = torch.broadcast_shapes(batch, self._observed.shape[:-2])
         super().__init__(batch, torch.Size((steps, obs)), validate_args=validate_args)
@@ -308,136 +309,6 @@ class LinearGaussianSSM(TorchDistribution):
         return matvec(self._model.emission, self.latent_prior().mean)
 
 
-class LinearGaussianPosterior(TorchDistribution):
-    r"""Joint distribution of all states of a linear-Gaussian model, :math:`p(z_{1:T} \mid a)`.
-
-    One value is a whole trajectory `z (time, state)`. Built by :meth:`LinearGaussianSSM.posterior`
-    and :meth:`LinearGaussianSSM.latent_prior`.
-
-    Args:
-        posterior: The algebra, in float64.
-        dtype: Floating point type of what is returned.
-        time: Number of steps.
-        state: Number of coordinates of the state.
-    """
-
-    arg_constraints: dict[str, Any] = {}
-    support = LinearGaussianSSM.support
-    has_rsample = True
-
-    def __init__(
-        self, posterior: kalman.Posterior, dtype: torch.dtype, time: int, state: int
-    ) -> None:
-        self._posterior, self._dtype = posterior, dtype
-        batch = posterior.noise_shape[:-2]
-        super().__init__(batch, torch.Size((time, state)), validate_args=False)
-
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> TorchDistribution:  # noqa: ANN401
-        """The same distribution with other batch dimensions."""
-        if torch.Size(batch_shape) == self.batch_shape:
-            return self
-        return dist.ExpandedDistribution(self, batch_shape)
-
-    @property
-    def log_evidence(self) -> Tensor:
-        r""":math:`\log p(a)` in nats, `(*batch)`."""
-        with no_autocast(self._posterior.device):
-            return self._posterior.log_evidence().to(self._dtype)
-
-    @property
-    def mean(self) -> Tensor:
-        r""":math:`E[z \mid a]`, `(*batch, time, state)`."""
-        with no_autocast(self._posterior.device):
-            return self._posterior.mean().to(self._dtype)
-
-    @property
-    def smoothed(self) -> kalman.Smoothed:
-        r"""Means, covariances and lag-one cross-covariances of the states."""
-        with no_autocast(self._posterior.device):
-            return kalman.Smoothed(*(t.to(self._dtype) for t in self._posterior.smoothed()))
-
-    @property
-    def covariance(self) -> Tensor:
-        r""":math:`\mathrm{Cov}(z_t \mid a)`, `(*batch, time, state, state)`."""
-        return self.smoothed.cov
-
-    @property
-    def cross_covariance(self) -> Tensor:
-        r""":math:`\mathrm{Cov}(z_{t+1}, z_t \mid a)`, `(*batch, time - 1, state, state)`."""
-        return self.smoothed.cross_cov
-
-    @property
-    def variance(self) -> Tensor:
-        r"""Diagonal of :attr:`covariance`, `(*batch, time, state)`."""
-        return self.covariance.diagonal(dim1=-2, dim2=-1)
-
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        """Joint samples `(*sample, *batch, time, state)`, reparametrised."""
-        shape = torch.Size(sample_shape) + self._posterior.noise_shape
-        noise = torch.randn(shape, dtype=torch.float64, device=self._posterior.device)
-        with no_autocast(self._posterior.device):
-            return self._posterior.sample(noise).to(self._dtype)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        r""":math:`\log p(z \mid a)` in nats, `(*sample, *batch)`."""
-        if value.shape[-2:] != self.event_shape:
-            raise ValueError(
-                f"value must end in (time, state) = {tuple(self.event_shape)}; "
-                f"got shape {tuple(value.shape)}"
-            )
-        with no_autocast(self._posterior.device):
-            return self._posterior.log_prob(value.to(torch.float64)).to(self._dtype)
-
-    def marginals(self) -> dist.Independent:
-        r"""The product of the marginals, :math:`\prod_t N(z_t; E[z_t \mid a], \mathrm{Cov}(z_t \mid a))`.
-
-        A looser stand-in for the joint: see the `marginal` estimator of
-        :class:`pyro_seq.models.kvae.KVAE`.
-        """
-        with no_autocast(self._posterior.device):
-            smoothed = self._posterior.smoothed()
-            factor = cholesky(smoothed.cov, "smoothed covariance")
-        return dist.MultivariateNormal(
-            smoothed.loc.to(self._dtype), scale_tril=factor.to(self._dtype), validate_args=False
-        ).to_event(1)
-
-    def entropy(self) -> Tensor:
-        r""":math:`-E[\log p(z \mid a)]` in nats, `(*batch)`."""
-        with no_autocast(self._posterior.device):
-            return -self._posterior.expected_log_prob(self._posterior.smoothed()).to(self._dtype)
-
-    def expected_log_prob(self, moments: kalman.Smoothed) -> Tensor:
-        r""":math:`E_q[\log p(z \mid a)]` in nats for a Gaussian q with these moments, `(*batch)`."""
-        with no_autocast(self._posterior.device):
-            exact = kalman.Smoothed(*(t.to(torch.float64) for t in moments))
-            return self._posterior.expected_log_prob(exact).to(self._dtype)
-
-
-@register_kl(LinearGaussianPosterior, LinearGaussianPosterior)
-def _kl_joint_joint(q: LinearGaussianPosterior, p: LinearGaussianPosterior) -> Tensor:
-    r""":math:`E_q[\log q - \log p]`, in float64 until the difference is taken."""
-    with no_autocast(q._posterior.device):
-        moments = q._posterior.smoothed()
-        gain = q._posterior.expected_log_prob(moments) - p._posterior.expected_log_prob(moments)
-    return gain.to(q._dtype)
-
-
-@register_kl(dist.Independent, LinearGaussianPosterior)
-def _kl_marginals_joint(q: dist.Independent, p: LinearGaussianPosterior) -> Tensor:
-    r"""A product of Gaussians over the steps, as :meth:`LinearGaussianPosterior.marginals`, from a joint."""
-    base = q.base_dist
-    if (
-        not isinstance(base, torch.distributions.MultivariateNormal)
-        or q.reinterpreted_batch_ndims != 1
-    ):
-        raise NotImplementedError(
-            "KL is closed for MultivariateNormal(loc, cov).to_event(1) over (time, state)"
-        )
-    cov = base.covariance_matrix
-    moments = kalman.Smoothed(base.loc, cov, torch.zeros_like(cov[..., 1:, :, :]))
-    return -q.entropy() - p.expected_log_prob(moments)
-
-
 def _log_joint(model: LinearGaussian, z: Tensor, a: Tensor, observed: Tensor | None) -> Tensor:
     """The sum of the log densities of the first state, the transitions and what is observed."""
     later = [
@@ -469,64 +340,3 @@ def _log_joint(model: LinearGaussian, z: Tensor, a: Tensor, observed: Tensor | N
         + seen.log_prob(a).sum(-1)
     )
     return total + 0.5 * math.log(2 * math.pi) * missing
-
-
-def _check_mask(mask: Tensor, steps: int, obs: int, batch_rank: int) -> Tensor:
-    """The mask per coordinate, `(*batch, time, obs)`."""
-    if mask.dtype != torch.bool:
-        raise ValueError(f"mask must be a bool tensor, True where observed; got {mask.dtype}")
-    coordinates = mask.dim() >= 2 and mask.shape[-2:] == (steps, obs)
-    frames = mask.dim() >= 1 and mask.shape[-1] == steps
-    if coordinates and frames:  # time = obs: the rank of the parameters decides
-        coordinates, frames = mask.dim() == batch_rank + 2, mask.dim() == batch_rank + 1
-    if coordinates:
-        return mask
-    if frames:
-        return mask.unsqueeze(-1).expand(*mask.shape, obs)
-    raise ValueError(
-        f"mask must be (*batch, time) = (*batch, {steps}) or (*batch, time, obs) = "
-        f"(*batch, {steps}, {obs}); got shape {tuple(mask.shape)}"
-    )
-
-
-def _check_shapes(model: LinearGaussian, time: int | None) -> tuple[int, torch.Size]:
-    """The number of steps and the batch shape, or an error that names the argument that does not fit."""
-    if model.initial_loc.dim() < 1 or model.emission.dim() < 3:
-        raise ValueError(
-            "initial_loc must be (*batch, state) and emission (*batch, time | 1, obs, state); got shapes "
-            f"{tuple(model.initial_loc.shape)} and {tuple(model.emission.shape)}"
-        )
-    state, obs = model.initial_loc.shape[-1], model.emission.shape[-2]
-    wanted = {
-        "initial_loc": ("state", (state,)),
-        "initial_cov": ("state, state", (state, state)),
-        "transition": ("time | 1, state, state", (state, state)),
-        "offset": ("time | 1, state", (state,)),
-        "transition_cov": ("time | 1, state, state", (state, state)),
-        "emission": ("time | 1, obs, state", (obs, state)),
-        "emission_cov": ("time | 1, obs, obs", (obs, obs)),
-    }
-    lengths, batches = {}, []
-    for name, (words, tail) in wanted.items():
-        shape = getattr(model, name).shape
-        timed = not name.startswith("initial")
-        if len(shape) < len(tail) + timed or shape[len(shape) - len(tail) :] != tail:
-            raise ValueError(
-                f"{name} must be (*batch, {words}) with state = {state} and obs = {obs}; got shape {tuple(shape)}"
-            )
-        if timed:
-            lengths[name] = shape[len(shape) - len(tail) - 1]
-        batches.append(shape[: len(shape) - len(tail) - timed])
-    if time is None and max(lengths.values()) == 1:
-        raise ValueError("time must be given when every matrix is constant; got None")
-    steps = time if time is not None else max(lengths.values())
-    for name, length in lengths.items():
-        if length not in (1, steps):
-            raise ValueError(
-                f"{name} must have {steps} time steps, or 1 when it is constant; got {length}"
-            )
-    try:
-        return steps, torch.broadcast_shapes(*batches)
-    except RuntimeError as error:
-        named = dict(zip(wanted, map(tuple, batches), strict=True))
-        raise ValueError(f"batch shapes must broadcast; got {named}") from error

@@ -1,0 +1,71 @@
+"""Checks of the shapes of linear-Gaussian models, with errors that name the argument."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_seq.ops.kalman import LinearGaussian
+
+__all__ = ["check_mask", "check_shapes"]
+
+
+def check_mask(mask: Tensor, steps: int, obs: int, batch_rank: int) -> Tensor:
+    """The mask per coordinate, `(*batch, time, obs)`."""
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be a bool tensor, True where observed; got {mask.dtype}")
+    coordinates = mask.dim() >= 2 and mask.shape[-2:] == (steps, obs)
+    frames = mask.dim() >= 1 and mask.shape[-1] == steps
+    if coordinates and frames:  # time = obs: the rank of the parameters decides
+        coordinates, frames = mask.dim() == batch_rank + 2, mask.dim() == batch_rank + 1
+    if coordinates:
+        return mask
+    if frames:
+        return mask.unsqueeze(-1).expand(*mask.shape, obs)
+    raise ValueError(
+        f"mask must be (*batch, time) = (*batch, {steps}) or (*batch, time, obs) = "
+        f"(*batch, {steps}, {obs}); got shape {tuple(mask.shape)}"
+    )
+
+
+def check_shapes(model: LinearGaussian, time: int | None) -> tuple[int, torch.Size]:
+    """The number of steps and the batch shape, or an error that names the argument that does not fit."""
+    if model.initial_loc.dim() < 1 or model.emission.dim() < 3:
+        raise ValueError(
+            "initial_loc must be (*batch, state) and emission (*batch, time | 1, obs, state); got shapes "
+            f"{tuple(model.initial_loc.shape)} and {tuple(model.emission.shape)}"
+        )
+    state, obs = model.initial_loc.shape[-1], model.emission.shape[-2]
+    wanted = {
+        "initial_loc": ("state", (state,)),
+        "initial_cov": ("state, state", (state, state)),
+        "transition": ("time | 1, state, state", (state, state)),
+        "offset": ("time | 1, state", (state,)),
+        "transition_cov": ("time | 1, state, state", (state, state)),
+        "emission": ("time | 1, obs, state", (obs, state)),
+        "emission_cov": ("time | 1, obs, obs", (obs, obs)),
+    }
+    lengths, batches = {}, []
+    for name, (words, tail) in wanted.items():
+        shape = getattr(model, name).shape
+        timed = not name.startswith("initial")
+        if len(shape) < len(tail) + timed or shape[len(shape) - len(tail) :] != tail:
+            raise ValueError(
+                f"{name} must be (*batch, {words}) with state = {state} and obs = {obs}; got shape {tuple(shape)}"
+            )
+        if timed:
+            lengths[name] = shape[len(shape) - len(tail) - 1]
+        batches.append(shape[: len(shape) - len(tail) - timed])
+    if time is None and max(lengths.values()) == 1:
+        raise ValueError("time must be given when every matrix is constant; got None")
+    steps = time if time is not None else max(lengths.values())
+    for name, length in lengths.items():
+        if length not in (1, steps):
+            raise ValueError(
+                f"{name} must have {steps} time steps, or 1 when it is constant; got {length}"
+            )
+    try:
+        return steps, torch.broadcast_shapes(*batches)
+    except RuntimeError as error:
+        named = dict(zip(wanted, map(tuple, batches), strict=True))
+        raise ValueError(f"batch shapes must broadcast; got {named}") from error
