@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping, Sequence
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,15 @@ def pick_device(name: str) -> torch.device:
 
 def write_json(path: Path, metrics: Mapping[str, float], config: Mapping[str, Any]) -> None:
     """Write numbers, and the configuration under `"config"`, whole or not at all."""
-    text = json.dumps({**metrics, "config": dict(config)}, indent=1, default=_plain)
+    command = f"python examples/{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}"
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    config = {"command": command, "machine": machine, **config}
+    text = json.dumps({**metrics, "config": config}, indent=1, default=_plain)
     partial = path.with_suffix(".partial")
     partial.write_text(text + "\n")
     os.replace(partial, path)
@@ -50,6 +61,4 @@ def write_json(path: Path, metrics: Mapping[str, float], config: Mapping[str, An
 def _plain(value: object) -> object:
     if isinstance(value, Path):
         return value.name
-    if isinstance(value, Sequence):
-        return list(value)
     return str(value)
