@@ -44,25 +44,14 @@ def both(diagonal: Tensor, lower: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("time", LENGTHS)
-def test_log_det_and_solve_with_their_gradients(time: int) -> None:
+def test_log_det_and_solve(time: int) -> None:
     diagonal, lower = random_blocks(time)
-    rhs = torch.randn(2, time, 2, 3, dtype=torch.float64, requires_grad=True)
-    with torch.no_grad():
-        factor = tridiagonal.factorise(diagonal, lower)
-    matrix, leaves = both(diagonal, lower), (diagonal, lower, rhs)
-    log_det = tridiagonal.log_det(diagonal, lower, factor)
-    solution = tridiagonal.solve(diagonal, lower, rhs, factor)
+    rhs = torch.randn(2, time, 2, 3, dtype=torch.float64)
+    factor = tridiagonal.factorise(diagonal, lower)
+    matrix = both(diagonal, lower)
     right = torch.linalg.solve(matrix, rhs.flatten(1, 2)).reshape(rhs.shape)
-    torch.testing.assert_close(log_det, torch.logdet(matrix))
-    torch.testing.assert_close(solution, right)
-    weights = torch.randn_like(right)
-    sums = [
-        log_det.sum() + (weights * solution).sum(),
-        torch.logdet(matrix).sum() + (weights * right).sum(),
-    ]
-    answer, expected = (torch.autograd.grad(s, leaves, materialize_grads=True) for s in sums)
-    torch.testing.assert_close(answer[0] + answer[0].mT, expected[0] + expected[0].mT)
-    torch.testing.assert_close(answer[1:], expected[1:])
+    torch.testing.assert_close(tridiagonal.log_det(factor), torch.logdet(matrix))
+    torch.testing.assert_close(tridiagonal.solve(factor, rhs), right)
 
 
 @pytest.mark.parametrize("time", LENGTHS)
