@@ -325,7 +325,8 @@ def draw_figures(
     for kind in ("gap", "p"):
         axes = plot_imputation_curves(table, kind, paper=args.environment == "box")
         save(axes, args.out / f"imputation_{kind}.png")
-    save(plot_compare(comparison), args.out / "comparison.png")
+    if len(pairs) > 1:
+        save(plot_compare(comparison), args.out / "comparison.png")
     for name, pair in pairs.items():
         if name != "static":
             save(plot_weights(pair.guide, x), args.out / f"weights_{name}.png")

@@ -1,0 +1,203 @@
+"""Build the tables of the documentation from the result files beside it.
+
+    python docs/tables.py
+
+reads `docs/results/*.json` and writes `docs/results/*.md`, which the pages include. A result file
+is the `metrics.json` of an example, with the command and the machine under `"config"`, or the
+report of `make bench`.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+GAPS = (1, 3, 7, 11, 15)
+PROBABILITIES = ("0.1", "0.3", "0.5", "0.7", "0.9", "1")
+METHODS = {"smooth": "smoothing", "filter": "filtering", "copy_last": "copy of the last frame"}
+PAPER = {
+    "smooth": [".0061", ".0078", ".0121", ".0174", ".0226"]
+    + [".0058", ".0063", ".0076", ".0095", ".0190", ".0268"],
+    "filter": [".0085", ".0115", ".0175", ".0222", ".0257"]
+    + [".0078", ".0083", ".0101", ".0125", ".0215", ".0268"],
+}
+
+
+def tables(folder: Path = RESULTS) -> dict[str, str]:
+    """Markdown by file name."""
+    runs = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    made = {
+        "kvae_box.md": box([v for k, v in runs.items() if k.startswith("kvae_box_seed")]),
+        "kvae_pairs.md": pairs([v for k, v in runs.items() if k.startswith("kvae_box_seed")]),
+        "kvae_environments.md": environments(
+            {k.split("_")[1]: v for k, v in runs.items() if k.endswith("_seed0")}
+        ),
+        "kvae_starts.md": starts(
+            {k: v for k, v in runs.items() if k.startswith(("kvae_start", "kvae_random"))}
+        ),
+        "kvae_longer.md": longer({k: v for k, v in runs.items() if k.startswith("kvae_longer")}),
+    }
+    if "bench" in runs:
+        made["bench.md"] = bench(runs["bench"])
+        made["bench_step.md"] = bench_step(runs["bench"])
+    return made
+
+
+def keys(method: str) -> list[str]:
+    """The metrics of one method, in the order of the columns."""
+    return [f"{method}_gap_{gap}" for gap in GAPS] + [f"{method}_p_{p}" for p in PROBABILITIES]
+
+
+def header() -> list[str]:
+    """Two groups of columns: gaps and probabilities."""
+    return [f"gap {gap}" for gap in GAPS] + [f"p={p}" for p in PROBABILITIES]
+
+
+def box(runs: Sequence[dict[str, Any]]) -> str:
+    """Imputation errors: mean over seeds, range of the smoothing errors, the paper's."""
+    if not runs:
+        return ""
+    rows = []
+    for method, name in METHODS.items():
+        rows.append([name, *(error(mean(runs, key)) for key in keys(method))])
+        if method == "smooth":
+            for end, pick in (("least", min), ("greatest", max)):
+                values = [error(pick(run[key] for run in runs)) for key in keys(method)]
+                rows.append([f"– {end} of the seeds", *values])
+        if method in PAPER:
+            rows.append([f"– the paper, {name}", *PAPER[method]])
+    rows.append(["blank frame", *[error(mean(runs, "blank"))] * 11])
+    return table(["", *header()], rows) + source(runs)
+
+
+def pairs(runs: Sequence[dict[str, Any]]) -> str:
+    """ELBOs of the pairs: nats, standard error over test sequences, one row per seed and pair."""
+    rows = []
+    for run in runs:
+        for name in run["config"]["pairs"]:
+            value, spread = run[f"{name}_elbo_per_sequence"], run[f"{name}_elbo_per_sequence_se"]
+            frame = run[f"{name}_elbo_per_frame"]
+            rows.append(
+                [name, run["config"]["seed"], f"{value:.2f} ± {spread:.2f}", f"{frame:.3f}"]
+            )
+    rows.sort(key=lambda row: (str(row[0]), row[1]))
+    return table(["dynamics", "seed", "ELBO per sequence", "ELBO per frame"], rows)
+
+
+def environments(runs: dict[str, dict[str, Any]]) -> str:
+    """Smoothing and filtering in the other environments."""
+    rows = []
+    for name in ("box", "gravity", "polygon", "pong"):
+        if name in runs:
+            for method in ("smooth", "filter"):
+                values = (error(runs[name][key]) for key in keys(method))
+                rows.append([name, METHODS[method], *values, error(runs[name]["blank"])])
+    kept = [run for name, run in runs.items() if name in ("box", "gravity", "polygon", "pong")]
+    return table(["", "", *header(), "blank"], rows) + source(kept)
+
+
+def starts(runs: dict[str, dict[str, Any]]) -> str:
+    """Short runs from many seeds: does each leave the plateau where no ball is drawn?"""
+    rows = []
+    for run in sorted(runs.values(), key=lambda r: (r["config"]["start"], r["config"]["seed"])):
+        config = run["config"]
+        values = [
+            error(run[key]) for key in ("smooth_gap_1", "smooth_gap_7", "smooth_p_0.5", "blank")
+        ]
+        rows.append(
+            [
+                config["start"],
+                config["seed"],
+                config["epochs"],
+                *values,
+                f"{run['elbo_per_frame']:.2f}",
+            ]
+        )
+    columns = ["start", "seed", "epochs", "gap 1", "gap 7", "p=0.5", "blank", "ELBO per frame"]
+    return table(columns, rows) + source(list(runs.values()))
+
+
+def longer(runs: dict[str, dict[str, Any]]) -> str:
+    """Runs beyond the default preset."""
+    rows = [
+        [f"`{run['config']['command']}`", *(error(run[key]) for key in keys("smooth")[:5]),
+         error(run["smooth_p_0.5"]), f"{run['elbo_per_frame']:.2f}", f"{run['seconds']:.0f}"]
+        for run in runs.values()
+    ]  # fmt: skip
+    columns = ["command", *header()[:5], "p=0.5", "ELBO per frame", "seconds"]
+    return table(columns, rows)
+
+
+def bench(report: dict[str, Any]) -> str:
+    """Ratios to Pyro's GaussianHMM."""
+    names = {
+        "posterior_short": "log density, joint sample, gradients (32, 20)",
+        "posterior_long": "log density, joint sample, gradients (8, 1000)",
+        "likelihood_short": "log density, gradients (32, 20)",
+        "likelihood_long": "log density, gradients (8, 1000)",
+    }
+    rows = []
+    for key, name in names.items():
+        row = report["results"][key]
+        ours, peer = row["pyro_seq"], row["GaussianHMM"]
+        rows.append([
+            name, f"{row['ratio_wall']:.2f}", f"{ours['wall_ms']:.1f} / {peer['wall_ms']:.1f}",
+            f"{ours['operations']} / {peer['operations']}",
+            f"{ours['peak_mib']:.1f} / {peer['peak_mib']:.1f}",
+        ])  # fmt: skip
+    columns = ["(batch, time), state 4, a 2", "ratio", "ms", "operations", "peak MiB"]
+    machine = report["machine"]
+    note = (
+        f"`{machine['command']}`, {machine['cpu']}, one thread, torch {machine['torch']}; medians."
+    )
+    return table(columns, rows) + f"\n{note}\n"
+
+
+def bench_step(report: dict[str, Any]) -> str:
+    """What the parts of one KVAE training step cost."""
+    steps = {name: row for name, row in report["results"].items() if name.startswith("kvae_step_")}
+    parts = list(
+        dict.fromkeys(k for row in steps.values() for k, v in row.items() if isinstance(v, dict))
+    )
+    columns = ["CPU ms", *(name.removeprefix("kvae_step_") + " networks" for name in steps)]
+    rows = [
+        [part, *(f"{row[part]['cpu_ms']:.1f}" if part in row else "" for row in steps.values())]
+        for part in parts
+    ]
+    return table(columns, rows)
+
+
+def mean(runs: Iterable[dict[str, Any]], key: str) -> float:
+    """Mean over runs."""
+    return statistics.fmean(run[key] for run in runs)
+
+
+def error(value: float) -> str:
+    """A share of wrong pixels, as the paper prints it."""
+    return f"{value:.4f}".removeprefix("0")
+
+
+def source(runs: Sequence[dict[str, Any]]) -> str:
+    """The commands behind a table."""
+    commands = "\n".join(f"    {run['config']['command']}" for run in runs)
+    machines = {
+        "{threads} thread(s) of {processor}, torch {torch}".format(**run["config"]["machine"])
+        for run in runs
+    }
+    return f"\nMade by\n\n{commands}\n\non {'; '.join(sorted(machines))}.\n" if runs else ""
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join("| " + " | ".join(str(cell) for cell in line) + " |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    for name, text in tables().items():
+        (RESULTS / name).write_text(text)
+        print(f"wrote {RESULTS / name}")
