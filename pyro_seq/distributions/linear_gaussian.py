@@ -1,4 +1,4 @@
-r"""Linear-Gaussian state space models and their posteriors as distributions over whole sequences."""
+r"""Linear-Gaussian state space models as distributions over whole sequences."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class LinearGaussianSSM(TorchDistribution):
     r"""Distribution of the observations of a linear-Gaussian state space model.
 
     .. math::
-        z_1 \sim N(m_1, P_1),\quad z_t \sim N(A_t z_{t-1} + b_t, Q_t),\quad a_t \sim N(C_t z_t, R_t),
-        \qquad p(a) = \int p(a \mid z)\, p(z)\, dz
+        z_1 \sim N(m_1, P_1),\quad z_t \sim N(A_t z_{t-1} + b_t, Q_t),\quad
+        a_t \sim N(C_t z_t, R_t),\qquad p(a) = \int p(a \mid z)\, p(z)\, dz
 
     One value is a whole sequence `a (time, obs)`. Every matrix has a time dimension of its own, of
-    size `time`, or 1 where it is constant; batch dimensions broadcast. Controls enter as the offset
+    size `time`, or 1 if it is constant; batch dimensions broadcast. Controls enter as the offset
     :math:`b_t = B_t u_t`; the first state has none. The algebra runs in float64 outside autocast
     and returns the type of the parameters.
 
@@ -42,7 +42,8 @@ class LinearGaussianSSM(TorchDistribution):
         time: Number of steps; needed only when every matrix is constant.
         mask: What is observed, bool: whole frames `(*batch, time)`, or single coordinates
             `(*batch, time, obs)`. What lies under False, NaN included, changes nothing.
-        algorithm: `"auto"`, `"information"` or `"sequential"`: :func:`pyro_seq.ops.kalman.condition`.
+        algorithm: `"auto"`, `"information"` or `"sequential"`; see
+            :func:`pyro_seq.ops.kalman.condition`.
         validate_args: Check values and that each covariance is positive definite.
 
     Raises:
@@ -134,8 +135,8 @@ class LinearGaussianSSM(TorchDistribution):
             batch = torch.broadcast_shapes(value.shape[:-2], self.batch_shape)
         except RuntimeError as error:
             raise ValueError(
-                f"value must be (*sample, *batch, time, obs) with batch = {tuple(self.batch_shape)}; "
-                f"got shape {tuple(value.shape)}"
+                "value must be (*sample, *batch, time, obs) with batch = "
+                f"{tuple(self.batch_shape)}; got shape {tuple(value.shape)}"
             ) from error
         observed = self._observed
         if observed is not None:
@@ -153,7 +154,8 @@ class LinearGaussianSSM(TorchDistribution):
     def _check_value(self, value: Tensor) -> None:
         if value.shape[-2:] != self.event_shape:
             raise ValueError(
-                f"value must end in (time, obs) = {tuple(self.event_shape)}; got shape {tuple(value.shape)}"
+                f"value must end in (time, obs) = {tuple(self.event_shape)}; "
+                f"got shape {tuple(value.shape)}"
             )
         if self._validate_args:
             fine = torch.isfinite(value)
@@ -205,7 +207,9 @@ class LinearGaussianSSM(TorchDistribution):
         )
 
     def emit(self, latent: Tensor) -> dist.Independent:
-        r"""Observations given states, :math:`p(a \mid z) = \prod_t N(a_t; C_t z_t, R_t)`, masked like this distribution.
+        r"""Observations given states: :math:`p(a \mid z) = \prod_t N(a_t; C_t z_t, R_t)`.
+
+        The mask does not enter: this is also the distribution of what is missing.
 
         Args:
             latent: z, `(*sample, *batch, time, state)`.
@@ -243,7 +247,7 @@ class LinearGaussianSSM(TorchDistribution):
         return drawn.to(latent.dtype)
 
     def filter(self, value: Tensor) -> Filtered:
-        r"""Marginals given the past: :math:`p(z_t \mid a_{1:t})` and :math:`p(z_t \mid a_{1:t-1})`.
+        r"""Marginals given the past: :math:`p(z_t \mid a_{1:t})`, :math:`p(z_t \mid a_{1:t-1})`.
 
         Args:
             value: a, `(*sample, *batch, time, obs)`.
@@ -256,7 +260,7 @@ class LinearGaussianSSM(TorchDistribution):
         return Filtered(*(tensor.to(self._dtype(value)) for tensor in filtered))
 
     def observe(self, loc: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Moments of the observation from moments of the state: :math:`C m` and :math:`C P C^\top + R`.
+        r"""Moments of a from those of z, :math:`C m`, :math:`C P C^\top + R`.
 
         Given `predicted_loc` and `predicted_cov` of :meth:`filter` these are the one-step
         predictions of a; given the posterior's marginals, what a missing a was.

@@ -97,7 +97,7 @@ class LinearGaussianPosterior(TorchDistribution):
             return self._posterior.log_prob(value.to(torch.float64)).to(self._dtype)
 
     def marginals(self) -> dist.Independent:
-        r"""The product of the marginals, :math:`\prod_t N(z_t; E[z_t \mid a], \mathrm{Cov}(z_t \mid a))`.
+        r"""The product of the marginals, :math:`\prod_t p(z_t \mid a)`.
 
         A looser stand-in for the joint: see the `marginal` estimator of
         :class:`pyro_seq.models.kvae.KVAE`.
@@ -115,7 +115,7 @@ class LinearGaussianPosterior(TorchDistribution):
             return -self._posterior.expected_log_prob(self._posterior.smoothed()).to(self._dtype)
 
     def expected_log_prob(self, moments: kalman.Smoothed) -> Tensor:
-        r""":math:`E_q[\log p(z \mid a)]` in nats for a Gaussian q with these moments, `(*batch)`."""
+        r""":math:`E_q[\log p(z \mid a)]` in nats, `(*batch)`, for a Gaussian q of `moments`."""
         with no_autocast(self._posterior.device):
             exact = kalman.Smoothed(*(t.to(torch.float64) for t in moments))
             return self._posterior.expected_log_prob(exact).to(self._dtype)
@@ -132,7 +132,7 @@ def _kl_joint_joint(q: LinearGaussianPosterior, p: LinearGaussianPosterior) -> T
 
 @register_kl(dist.Independent, LinearGaussianPosterior)
 def _kl_marginals_joint(q: dist.Independent, p: LinearGaussianPosterior) -> Tensor:
-    r"""A product of Gaussians over the steps, as :meth:`LinearGaussianPosterior.marginals`, from a joint."""
+    r"""From a joint, a product over steps such as :meth:`LinearGaussianPosterior.marginals`."""
     base = q.base_dist
     if (
         not isinstance(base, torch.distributions.MultivariateNormal)

@@ -29,11 +29,11 @@ def check_mask(mask: Tensor, steps: int, obs: int, batch_rank: int) -> Tensor:
 
 
 def check_shapes(model: LinearGaussian, time: int | None) -> tuple[int, torch.Size]:
-    """The number of steps and the batch shape, or an error that names the argument that does not fit."""
+    """The number of steps and the batch shape, or an error that names what does not fit."""
     if model.initial_loc.dim() < 1 or model.emission.dim() < 3:
         raise ValueError(
-            "initial_loc must be (*batch, state) and emission (*batch, time | 1, obs, state); got shapes "
-            f"{tuple(model.initial_loc.shape)} and {tuple(model.emission.shape)}"
+            "initial_loc must be (*batch, state) and emission (*batch, time | 1, obs, state); "
+            f"got shapes {tuple(model.initial_loc.shape)} and {tuple(model.emission.shape)}"
         )
     state, obs = model.initial_loc.shape[-1], model.emission.shape[-2]
     wanted = {
@@ -51,7 +51,8 @@ def check_shapes(model: LinearGaussian, time: int | None) -> tuple[int, torch.Si
         timed = not name.startswith("initial")
         if len(shape) < len(tail) + timed or shape[len(shape) - len(tail) :] != tail:
             raise ValueError(
-                f"{name} must be (*batch, {words}) with state = {state} and obs = {obs}; got shape {tuple(shape)}"
+                f"{name} must be (*batch, {words}) with state = {state} and obs = {obs}; "
+                f"got shape {tuple(shape)}"
             )
         if timed:
             lengths[name] = shape[len(shape) - len(tail) - 1]

@@ -1,4 +1,7 @@
-r"""Guide of the Kalman variational auto-encoder: :math:`q(a, z \mid x) = \prod_t q(a_t \mid x_t)\; p(z \mid a)`."""
+r"""Guide of the Kalman variational auto-encoder.
+
+.. math:: q(a, z \mid x) = p(z \mid a) \prod_t q(a_t \mid x_t)
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,8 @@ class Trajectory(NamedTuple):
         loc: Mean state, `(batch, time, state)`.
         cov: Covariance of the state, `(batch, time, state, state)`.
         weights: :math:`\alpha_t`, `(batch, time, modes)`.
-        encoded: Mean of :math:`q(a_t \mid x_t)`; NaN where the frame is missing, `(batch, time, obs)`.
+        encoded: Mean of :math:`q(a_t \mid x_t)`, `(batch, time, obs)`; NaN where the frame is
+            missing.
     """
 
     a: Tensor
@@ -143,7 +147,7 @@ class KalmanGuide(PyroModule):
     def smooth(
         self, x: Tensor, mask: Tensor | None = None, controls: Tensor | None = None
     ) -> Trajectory:
-        r"""What is known of each step from all frames, :math:`p(z_t \mid a)` (section 4 of the paper)."""
+        r"""What is known of each step from all frames, :math:`p(z_t \mid a)`."""
         a, observed = self._encode(x, mask, controls)
         given = self.model.dynamics.condition(a, None if mask is None else observed, controls)
         posterior = as_distribution(given.model, x.shape[1], observed).posterior(a)
@@ -158,9 +162,14 @@ class KalmanGuide(PyroModule):
 
     @torch.no_grad()
     def start_from(self, frames: Tensor, start: str = "moments", spread: float = 5.0) -> None:
-        """Begin encoder and decoder from some frames `(count, *frame)`; see their `start_from`."""
+        """Begin encoder and decoder from some frames `(count, *frame)`; see their `start_from`.
+
+        A decoder without such a method is left as it is.
+        """
         self.encoder.start_from(frames, start, spread)
-        self.model.decoder.start_from(frames, self.model.likelihood)
+        decoder_start = getattr(self.model.decoder, "start_from", None)
+        if decoder_start is not None:
+            decoder_start(frames, self.model.likelihood)
 
     def _encode(
         self, x: Tensor, mask: Tensor | None, controls: Tensor | None

@@ -14,7 +14,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pyro
 import pyro.distributions as dist
@@ -50,9 +50,10 @@ class KVAE(PyroModule):
     with event shape `(time, state)` unless it is integrated out. How z is treated has a name:
 
     - `"closed_form"`: :math:`\log p(a)` exactly, no z is drawn. The tightest and the cheapest.
-    - `"joint"`: z drawn from the joint smoothed posterior (equation 7). The same value for every draw.
-    - `"marginal"`: z drawn from the product of its smoothed marginals, as the authors' code does. A
-      bound too, looser by the KL divergence of that product from the joint.
+    - `"joint"`: z drawn from the joint smoothed posterior (equation 7). Every draw gives the value
+      of the closed form.
+    - `"marginal"`: z drawn from the product of its smoothed marginals, as the authors' code does.
+      A bound too, looser by the KL divergence of that product from the joint.
 
     Args:
         frame_shape: Shape of one frame, `(channels, height, width)` for the convolutional decoder.
@@ -65,10 +66,12 @@ class KVAE(PyroModule):
         weights_options: Keyword arguments of the weight network.
         decoder: `"conv"` (the paper's), `"mlp"`, or a module from codes to frames.
         decoder_options: Keyword arguments of the decoder.
-        likelihood: `"bernoulli"` for binary frames, or `"gaussian"` with one learnt variance per pixel.
+        likelihood: `"bernoulli"` for binary frames, or `"gaussian"` with a learnt variance for
+            every pixel.
         pixel_var: Variance of every pixel to begin with (Gaussian frames).
         estimator: One of the three above.
-        dynamics_options: Further keyword arguments of :class:`~pyro_seq.nn.dynamics.MixtureDynamics`.
+        dynamics_options: Further keyword arguments of
+            :class:`~pyro_seq.nn.dynamics.MixtureDynamics`.
 
     Raises:
         ValueError: For an unknown name; in `forward`, for frames, mask or controls of the wrong
@@ -101,13 +104,16 @@ class KVAE(PyroModule):
         super().__init__(unique_name("kvae"))
         _check_name("likelihood", likelihood, LIKELIHOODS)
         self.frame_shape, self.likelihood = tuple(frame_shape), likelihood
-        if isinstance(weights, str):
-            weights = get("dynamics", weights)(obs, modes, **(weights_options or {}))
+        network = weights
+        if isinstance(network, str):
+            network = cast(
+                WeightNetwork, get("dynamics", network)(obs, modes, **(weights_options or {}))
+            )
         if isinstance(decoder, str):
             _check_name("decoder", decoder, tuple(DECODERS))
             decoder = DECODERS[decoder](obs, frame_shape, **(decoder_options or {}))
         self.dynamics = MixtureDynamics(
-            weights, obs, state, modes, controls=controls, **(dynamics_options or {})
+            network, obs, state, modes, controls=controls, **(dynamics_options or {})
         )
         self.decoder = decoder
         if likelihood == "gaussian":
@@ -151,11 +157,11 @@ class KVAE(PyroModule):
     def prior(
         self, batch: int, time: int, mask: Tensor | None = None, controls: Tensor | None = None
     ) -> MixtureSSM:
-        r""":math:`p(a \mid u)`, a distribution over whole sequences of codes, z integrated out."""
+        r""":math:`p(a \mid u)`, a distribution over sequences of codes; z integrated out."""
         return MixtureSSM(self.dynamics, batch, time, mask, controls)
 
     def frames(self, a: Tensor, mask: Tensor | None = None) -> dist.Independent:
-        r""":math:`\prod_t p(x_t \mid a_t)` over the observed frames; codes `(*batch, time, obs)`."""
+        r""":math:`\prod_t p(x_t \mid a_t)` of observed frames; codes `(*batch, time, obs)`."""
         pixels = self.decoder(a)
         if self.likelihood == "bernoulli":
             each = dist.Bernoulli(logits=pixels, validate_args=False)
@@ -166,7 +172,7 @@ class KVAE(PyroModule):
         return (frame if mask is None else frame.mask(mask)).to_event(1)
 
     def decode(self, a: Tensor) -> Tensor:
-        """Mean frames `(*batch, *frame)` of codes `(*batch, obs)`: probabilities for binary frames."""
+        """Mean frames `(*batch, *frame)` of codes `(*batch, obs)`; probabilities if binary."""
         pixels = self.decoder(a)
         return pixels.sigmoid() if self.likelihood == "bernoulli" else pixels
 
@@ -186,26 +192,22 @@ class KVAE(PyroModule):
         return Generated(a, self.decode(a))
 
     def check(self, x: Tensor, mask: Tensor | None, controls: Tensor | None) -> None:
-        """Raise a ValueError that names what does not fit. Values are read only under Pyro's validation."""
+        """Raise a ValueError that names what does not fit; values only under Pyro's validation."""
         if x.dim() != 2 + len(self.frame_shape) or x.shape[2:] != self.frame_shape:
             raise ValueError(
-                f"x must be (batch, time, *frame) with frame = {self.frame_shape}; got shape {tuple(x.shape)}"
+                f"x must be (batch, time, *frame) with frame = {self.frame_shape}; "
+                f"got shape {tuple(x.shape)}"
             )
         if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
             raise ValueError(
-                f"mask must be bool (batch, time) = {tuple(x.shape[:2])}; got {mask.dtype} of shape {tuple(mask.shape)}"
+                f"mask must be bool (batch, time) = {tuple(x.shape[:2])}; "
+                f"got {mask.dtype} of shape {tuple(mask.shape)}"
             )
         size = self.dynamics.controls
-        if (
-            controls is None
-            and size
-            or controls is not None
-            and controls.shape != (*x.shape[:2], size)
-        ):
-            got = None if controls is None else tuple(controls.shape)
-            raise ValueError(
-                f"controls must be (batch, time, {size}) = {(*x.shape[:2], size)}; got {got}"
-            )
+        needed = (*x.shape[:2], size)
+        got = None if controls is None else tuple(controls.shape)
+        if got != needed and not (got is None and size == 0):
+            raise ValueError(f"controls must be (batch, time, {size}) = {needed}; got {got}")
         if is_validation_enabled():
             self._check_values(x, mask, controls)
 
@@ -213,13 +215,14 @@ class KVAE(PyroModule):
         seen = hide(x, mask)
         if not torch.isfinite(seen).all():
             raise ValueError(
-                "x must be finite where it is observed; got NaN or infinity. Set mask False for missing frames"
+                "x must be finite where it is observed; got NaN or infinity. "
+                "Set mask False for missing frames"
             )
         if self.likelihood == "bernoulli" and not ((seen == 0) | (seen == 1)).all():
             low, high = float(seen.min()), float(seen.max())
             raise ValueError(
-                f"x must hold zeros and ones for Bernoulli frames; got values between {low:.3g} and {high:.3g}. "
-                "Binarise the frames, or use likelihood='gaussian'"
+                "x must hold zeros and ones for Bernoulli frames; got values between "
+                f"{low:.3g} and {high:.3g}. Binarise the frames, or use likelihood='gaussian'"
             )
         if controls is not None and not torch.isfinite(controls).all():
             raise ValueError("controls must be finite; got NaN or infinity")

@@ -43,7 +43,8 @@ class MixtureSSM(TorchDistribution):
         dynamics: The modes and their weight network.
         batch: Number of sequences.
         time: Number of steps.
-        mask: bool `(batch, time)`: missing frames are not scored, and predictions stand in for them.
+        observed: bool `(batch, time)`: missing frames are not scored, and predictions stand in for
+            them; None means that every frame is there.
         controls: u, `(batch, time, controls)`.
     """
 
@@ -56,16 +57,16 @@ class MixtureSSM(TorchDistribution):
         dynamics: MixtureDynamics,
         batch: int,
         time: int,
-        mask: Tensor | None = None,
+        observed: Tensor | None = None,
         controls: Tensor | None = None,
     ) -> None:
-        self.dynamics, self.mask, self.controls = dynamics, mask, controls
+        self.dynamics, self.observed, self.controls = dynamics, observed, controls
         super().__init__(
             torch.Size((batch,)), torch.Size((time, dynamics.obs)), validate_args=False
         )
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> MixtureSSM:  # noqa: ANN401
-        """The same distribution with other leading batch dimensions; only its own shape is possible."""
+        """The same distribution; only its own batch shape is possible."""
         if torch.Size(batch_shape) != self.batch_shape:
             raise ValueError(
                 f"batch shape is fixed at {tuple(self.batch_shape)}; got {tuple(batch_shape)}"
@@ -74,7 +75,7 @@ class MixtureSSM(TorchDistribution):
 
     def condition(self, a: Tensor) -> Conditioned:
         """The linear-Gaussian model that `a (batch, time, obs)` implies."""
-        return self.dynamics.condition(a, self.mask, self.controls)
+        return self.dynamics.condition(a, self.observed, self.controls)
 
     def log_prob(self, a: Tensor) -> Tensor:
         r""":math:`\log p(a)` of the observed frames, z integrated out exactly, in nats.
@@ -98,7 +99,8 @@ class MixtureSSM(TorchDistribution):
         Args:
             a: `(batch, time, obs)`.
         """
-        return JointState(as_distribution(self.condition(a).model, a.shape[-2], self.mask), a)
+        model = self.condition(a).model
+        return JointState(as_distribution(model, a.shape[-2], self.observed), a)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Codes drawn ancestrally, one step after the other, `(*sample, batch, time, obs)`."""

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pyro_seq.nn.convolutions import glorot_start, video_shape
+
 __all__ = ["DECODERS", "ConvDecoder", "FrameDecoder", "MLPDecoder"]
 
 
@@ -32,14 +34,14 @@ class FrameDecoder(nn.Module):
 
     @torch.no_grad()
     def start_from(self, frames: Tensor, likelihood: str = "bernoulli") -> None:
-        """Begin with the mean frame, `frames (count, *frame)`, so that what stands still is drawn at once."""
+        """Begin with the mean of `frames (count, *frame)`: what stands still is drawn at once."""
         mean = frames.to(self.base.dtype).mean(0)
         self.base.copy_(torch.logit(mean.clamp(0.01, 0.99)) if likelihood == "bernoulli" else mean)
 
 
 def MLPDecoder(
     obs: int, frame_shape: Sequence[int], hidden: Sequence[int] = (256, 256)
-) -> FrameDecoder:  # noqa: N802
+) -> FrameDecoder:
     """A multi-layer perceptron: the light decoder.
 
     Args:
@@ -71,8 +73,8 @@ class _Crop(nn.Module):
 
 def ConvDecoder(
     obs: int, frame_shape: Sequence[int], channels: Sequence[int] = (32, 32, 32)
-) -> FrameDecoder:  # noqa: N802
-    """The paper's network: 3 x 3 convolutions that quadruple the channels, each followed by a pixel shuffle.
+) -> FrameDecoder:
+    """The paper's network: 3 x 3 convolutions, each followed by a pixel shuffle that doubles.
 
     Args:
         obs: Size of the code.
@@ -82,11 +84,7 @@ def ConvDecoder(
     References:
         Shi et al. (2016), sub-pixel convolution.
     """
-    if len(frame_shape) != 3:
-        raise ValueError(
-            f"a convolutional network needs frame_shape (channels, height, width); got {tuple(frame_shape)}"
-        )
-    depth, height, width = frame_shape
+    depth, height, width = video_shape(frame_shape)
     factor = 2 ** len(channels)
     low, narrow, size = math.ceil(height / factor), math.ceil(width / factor), channels[0]
     layers: list[nn.Module] = [
@@ -97,11 +95,9 @@ def ConvDecoder(
         layers += [nn.Conv2d(size, 4 * after, 3, padding=1), nn.ReLU(), nn.PixelShuffle(2)]
         size = after
     layers += [nn.Conv2d(size, depth, 1), _Crop(height, width)]
-    for layer in layers:
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-    return FrameDecoder(nn.Sequential(*layers), frame_shape)
+    network = nn.Sequential(*layers)
+    glorot_start(network)
+    return FrameDecoder(network, frame_shape)
 
 
 DECODERS = {"conv": ConvDecoder, "mlp": MLPDecoder}

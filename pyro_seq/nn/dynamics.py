@@ -30,7 +30,7 @@ __all__ = [
 
 
 class WeightNetwork(nn.Module, ABC):
-    r"""Dynamics parameter network :math:`\alpha_t = \alpha_t(a_{0:t-1})`, on the simplex of K modes."""
+    r"""Dynamics parameter network :math:`\alpha_t(a_{0:t-1})`, on the simplex of K modes."""
 
     @abstractmethod
     def initial_state(self, batch: int) -> Any:  # noqa: ANN401
@@ -38,11 +38,11 @@ class WeightNetwork(nn.Module, ABC):
 
     @abstractmethod
     def step(self, previous: Tensor, state: Any) -> tuple[Tensor, Any]:  # noqa: ANN401
-        """Weights `(batch, modes)` and the next state, from the encoding `previous (batch, obs)`."""
+        """Weights `(batch, modes)` and the next state, from the code `previous (batch, obs)`."""
 
     @abstractmethod
     def unroll(self, previous: Tensor) -> Tensor:
-        """Weights `(batch, time, modes)` of all steps at once, from `previous (batch, time, obs)`."""
+        """Weights `(batch, time, modes)` of all steps, from `previous (batch, time, obs)`."""
 
 
 @register("dynamics", "lstm")
@@ -61,8 +61,8 @@ class LSTMWeights(WeightNetwork):
         self.cell = nn.LSTM(obs, hidden, batch_first=True)
         self.head = nn.Linear(hidden, modes)
         with torch.no_grad():  # remember by default: the forget gate starts open
-            self.cell.bias_ih_l0[hidden : 2 * hidden] = 1.0
-            self.cell.bias_hh_l0[hidden : 2 * hidden] = 0.0
+            self.cell.get_parameter("bias_ih_l0")[hidden : 2 * hidden] = 1.0
+            self.cell.get_parameter("bias_hh_l0")[hidden : 2 * hidden] = 0.0
 
     def initial_state(self, batch: int) -> tuple[Tensor, Tensor]:
         """Zeros."""
@@ -83,7 +83,9 @@ class LSTMWeights(WeightNetwork):
 
 @register("dynamics", "mlp")
 class MLPWeights(WeightNetwork):
-    r""":math:`\alpha_t = \mathrm{softmax}(\mathrm{MLP}(a_{t-1}, \dots, a_{t-k}))`; before the start stands :math:`a_0`.
+    r""":math:`\alpha_t = \mathrm{softmax}(\mathrm{MLP}(a_{t-1}, \dots, a_{t-k}))`.
+
+    Before the start stands :math:`a_0`.
 
     Args:
         obs: Size of the encoding a.
@@ -149,9 +151,10 @@ class StaticWeights(WeightNetwork):
 
 
 class DynamicsState(NamedTuple):
-    """What online filtering remembers: the filtered belief, the last encoding and the network's state.
+    """What online filtering remembers: the belief, the last encoding and the network's state.
 
-    Shapes: `loc (batch, state)`, `cov (batch, state, state)`, `previous (batch, obs)`; `step` counts frames.
+    Shapes: `loc (batch, state)`, `cov (batch, state, state)`, `previous (batch, obs)`; `step`
+    counts frames.
     """
 
     step: int
@@ -162,7 +165,11 @@ class DynamicsState(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """Belief about one step before its observation: moments of z, the matrices, the network's next state."""
+    """Belief about one step before its observation, and the network's next state.
+
+    Shapes: `loc (batch, state)`, `cov (batch, state, state)`, `emission (batch, obs, state)`,
+    `weights (batch, modes)`, `transition (batch, state, state)`, `offset (batch, state)`.
+    """
 
     loc: Tensor
     cov: Tensor
@@ -176,8 +183,8 @@ class Prediction(NamedTuple):
 class Conditioned(NamedTuple):
     """The linear-Gaussian model that a sequence of encodings implies.
 
-    `weights (batch, time, modes)`; `filtered` is there when it had to be computed on the way, which
-    is when a frame is missing.
+    `weights (batch, time, modes)`; `filtered` is there when it had to be computed on the way,
+    which is when a mask was given without `codes`.
     """
 
     model: LinearGaussian
@@ -211,6 +218,11 @@ class MixtureDynamics(nn.Module):
         jitter: Standard deviation of the noise by which the modes differ at the start.
     """
 
+    first_code: Tensor
+    transition_log_var: Tensor
+    emission_log_var: Tensor
+    initial_log_var: Tensor
+
     def __init__(
         self,
         network: WeightNetwork,
@@ -228,13 +240,8 @@ class MixtureDynamics(nn.Module):
         jitter: float = 0.05,
     ) -> None:
         super().__init__()
-        self.network, self.obs, self.state, self.modes, self.controls = (
-            network,
-            obs,
-            state,
-            modes,
-            controls,
-        )
+        self.network = network
+        self.obs, self.state, self.modes, self.controls = obs, state, modes, controls
         transition, emission = _start(start, obs, state, modes, jitter)
         self.transition, self.emission = nn.Parameter(transition), nn.Parameter(emission)
         self.control = (
@@ -252,13 +259,19 @@ class MixtureDynamics(nn.Module):
             ("initial_log_var", initial_var, state),
         ):
             log_var = torch.full((size if learn_noise == "diagonal" else 1,), value).log()
-            if learn_noise is None:
-                self.register_buffer(name, log_var)
-            else:
-                self.register_parameter(name, nn.Parameter(log_var))
+            _register(self, name, log_var, learnt=learn_noise is not None)
 
     def mix(self, weights: Tensor, controls: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        r"""A, b = B u and C of :math:`\alpha` `(*, modes)` and u `(*, controls)`: `(*, n, n)`, `(*, n)`, `(*, obs, n)`."""
+        r"""The matrices of every step, mixed: A, b and C.
+
+        Args:
+            weights: :math:`\alpha`, `(*, modes)`.
+            controls: u, `(*, controls)`.
+
+        Returns:
+            A `(*, state, state)`, b with the effect :math:`B u` in it `(*, state)`, and
+            C `(*, obs, state)`.
+        """
         shape = weights.shape[:-1]
         transition = (weights @ self.transition.flatten(1)).view(*shape, self.state, self.state)
         emission = (weights @ self.emission.flatten(1)).view(*shape, self.obs, self.state)
@@ -381,9 +394,8 @@ class MixtureDynamics(nn.Module):
             read = a
             if observed is not None:
                 read = torch.where(observed, a, matvec(ahead.emission, ahead.loc).to(a.dtype))
-        return DynamicsState(
-            state.step + 1, done.loc, done.cov, read, ahead.network
-        ), done.log_likelihood
+        after = DynamicsState(state.step + 1, done.loc, done.cov, read, ahead.network)
+        return after, done.log_likelihood
 
     def draw(
         self, state: DynamicsState, control: Tensor | None = None
@@ -399,15 +411,20 @@ class MixtureDynamics(nn.Module):
         """
         ahead = self.predict(state, control)
         with no_autocast(ahead.loc.device):
-            noise = torch.randn_like(ahead.loc).unsqueeze(-1)
-            z = ahead.loc + (
-                cholesky(ahead.cov, "predicted covariance", per_step=False) @ noise
-            ).squeeze(-1)
+            factor = cholesky(ahead.cov, "predicted covariance", per_step=False)
+            z = ahead.loc + matvec(factor, torch.randn_like(ahead.loc))
             mean = matvec(ahead.emission, z)
-            a = (mean + self.noise()[2].diagonal().sqrt() * torch.randn_like(mean)).to(
-                state.previous.dtype
-            )
+            spread = self.noise()[2].diagonal().sqrt()
+            a = (mean + spread * torch.randn_like(mean)).to(state.previous.dtype)
         return DynamicsState(state.step + 1, z, torch.zeros_like(ahead.cov), a, ahead.network), a
+
+
+def _register(module: nn.Module, name: str, value: Tensor, *, learnt: bool) -> None:
+    """Make a tensor a parameter of the module, or a buffer."""
+    if learnt:
+        module.register_parameter(name, nn.Parameter(value))
+    else:
+        module.register_buffer(name, value)
 
 
 def _start(start: str, obs: int, state: int, modes: int, jitter: float) -> tuple[Tensor, Tensor]:
@@ -425,6 +442,5 @@ def _start(start: str, obs: int, state: int, modes: int, jitter: float) -> tuple
     trend[:obs, obs : 2 * obs] = torch.eye(obs)
     emission = torch.zeros(obs, state)
     emission[:, :obs] = torch.eye(obs)
-    return trend + jitter * torch.randn(modes, state, state), emission.expand(
-        modes, -1, -1
-    ).clone()
+    transition = trend + jitter * torch.randn(modes, state, state)
+    return transition, emission.expand(modes, -1, -1).clone()

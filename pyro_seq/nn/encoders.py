@@ -8,13 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pyro_seq.nn.convolutions import glorot_start, video_shape
+
 __all__ = ["ENCODERS", "ConvEncoder", "FrameEncoder", "MLPEncoder", "STARTS"]
 
 STARTS = ("random", "moments", "principal")
 
 
 class FrameEncoder(nn.Module):
-    r"""A network and a linear path beside it:
+    r"""A network with a linear path beside it.
 
     .. math::
         \mu(x) = W (x - \bar x) + f(x),\qquad \sigma^2(x) = \sigma^2_{max}\, \mathrm{sigmoid}(g(x))
@@ -59,9 +61,9 @@ class FrameEncoder(nn.Module):
     def start_from(self, frames: Tensor, start: str = "moments", spread: float = 5.0) -> None:
         r"""Set the linear path from data, and begin with nothing else.
 
-        `"moments"` reads the centre of mass of what differs from the mean frame, along the last two
-        dimensions; `"principal"` reads the first principal components. The codes are scaled so that
-        their mean variance over the frames is `spread` squared. `"random"` changes nothing.
+        `"moments"` reads the centre of mass of what differs from the mean frame, along the last
+        two dimensions; `"principal"` reads the first principal components. The codes are scaled so
+        that their mean variance over the frames is `spread` squared. `"random"` changes nothing.
 
         Args:
             frames: Some training frames, `(count, *frame)`.
@@ -104,7 +106,7 @@ def _coordinates(frame_shape: tuple[int, ...], device: torch.device, dtype: torc
     return grid.expand(math.prod(frame_shape[:-2]), 2, height, width).transpose(0, 1).flatten(1)
 
 
-def MLPEncoder(  # noqa: N802
+def MLPEncoder(
     frame_shape: Sequence[int], obs: int, hidden: Sequence[int] = (128, 64), max_var: float = 0.03
 ) -> FrameEncoder:
     """A multi-layer perceptron on the flattened frame.
@@ -122,13 +124,13 @@ def MLPEncoder(  # noqa: N802
     return FrameEncoder(nn.Sequential(*layers), sizes[-1], frame_shape, obs, max_var)
 
 
-def ConvEncoder(  # noqa: N802
+def ConvEncoder(
     frame_shape: Sequence[int],
     obs: int,
     channels: Sequence[int] = (32, 32, 32),
     max_var: float = 0.03,
 ) -> FrameEncoder:
-    """The paper's network: 3 x 3 convolutions of stride 2 with ReLU, on `(channels, height, width)`.
+    """The paper's network: 3 x 3 convolutions of stride 2 with ReLU.
 
     Args:
         frame_shape: `(channels, height, width)`, any size.
@@ -136,25 +138,14 @@ def ConvEncoder(  # noqa: N802
         channels: Channels of each layer.
         max_var: Bound on the variance of q.
     """
-    depth, height, width = _video(frame_shape)
+    depth, height, width = video_shape(frame_shape)
     layers: list[nn.Module] = []
     for size in channels:
         layers += [nn.Conv2d(depth, size, 3, stride=2, padding=1), nn.ReLU()]
         depth, height, width = size, (height + 1) // 2, (width + 1) // 2
     trunk = nn.Sequential(*layers, nn.Flatten())
-    for layer in trunk:
-        if isinstance(layer, nn.Conv2d):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+    glorot_start(trunk)
     return FrameEncoder(trunk, depth * height * width, frame_shape, obs, max_var)
-
-
-def _video(frame_shape: Sequence[int]) -> tuple[int, int, int]:
-    if len(frame_shape) != 3:
-        raise ValueError(
-            f"a convolutional network needs frame_shape (channels, height, width); got {tuple(frame_shape)}"
-        )
-    return tuple(frame_shape)  # type: ignore[return-value]
 
 
 ENCODERS = {"conv": ConvEncoder, "mlp": MLPEncoder}

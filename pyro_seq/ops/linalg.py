@@ -81,7 +81,7 @@ def check_positive_definite(
     gap = (matrix - matrix.mT).abs().amax()
     if gap > 1e-4 * matrix.abs().amax():
         raise NotPositiveDefiniteError(
-            f"{name} is not symmetric: entries across the diagonal differ by up to {float(gap):.3g}. "
+            f"{name} is not symmetric: entries across the diagonal differ by {float(gap):.3g}. "
             f"Expected a symmetric positive definite covariance; pass (M + M.mT) / 2"
         )
     factor, info = torch.linalg.cholesky_ex(matrix)
@@ -104,5 +104,5 @@ def check_positive_definite(
         found = f"its smallest eigenvalue is {float(smallest):.3g}"
     raise NotPositiveDefiniteError(
         f"{name} is not positive definite{where}: {found}. Expected a symmetric positive definite "
-        f"{culprit.shape[-1]} x {culprit.shape[-1]} covariance; raise its diagonal or check how it is built."
+        f"covariance of {culprit.shape[-1]} rows; raise its diagonal or check how it is built."
     )

@@ -1,4 +1,4 @@
-r"""The linear-Gaussian state space model as a tuple of tensors, and what every algorithm returns."""
+r"""The linear-Gaussian state space model as a tuple of tensors, and what algorithms return."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class LinearGaussian(NamedTuple):
         a_t &\sim N(C_t z_t, R_t), \quad t = 1 \dots T
 
     The offset is :math:`b_t = B_t u_t` for controls :math:`u_t`. The time dimension of each matrix
-    is `time`, or 1 where the matrix is constant; batch dimensions broadcast. What stands at index
-    0 of `transition`, `offset` and `transition_cov` is not used when their time dimension is `time`.
+    is `time`, or 1 where the matrix is constant; batch dimensions broadcast. Index 0 of
+    a `transition`, `offset` or `transition_cov` that varies with time is not used.
 
     Shapes: `initial_loc (*batch, state)`, `initial_cov (*batch, state, state)`,
     `transition (*batch, time, state, state)`, `offset (*batch, time, state)`,
@@ -110,7 +110,7 @@ class Posterior(Protocol):
         ...
 
     def sample(self, noise: Tensor) -> Tensor:
-        """A joint sample `(*sample, *batch, time, state)`, an affine map of `noise (*sample, *noise_shape)`."""
+        """Samples `(*sample, *batch, time, state)`, affine in `noise (*sample, *noise_shape)`."""
         ...
 
     def log_prob(self, latent: Tensor) -> Tensor:
@@ -118,5 +118,5 @@ class Posterior(Protocol):
         ...
 
     def expected_log_prob(self, moments: Smoothed) -> Tensor:
-        r""":math:`E_q[\log p(z \mid a)]` in nats, `(*batch)`, under a Gaussian q with these `moments`."""
+        r""":math:`E_q[\log p(z \mid a)]` in nats, `(*batch)`, for a Gaussian q of `moments`."""
         ...
