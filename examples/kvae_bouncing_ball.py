@@ -15,6 +15,7 @@ the schedule of Fraccaro et al. (2017) and wants a GPU, though it runs on a CPU 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 import warnings
 from pathlib import Path
@@ -141,18 +142,30 @@ def arguments() -> tuple[argparse.Namespace, Preset]:
         metavar="DYNAMICS",
         help="weight networks to train; the imputation table is of the first",
     )
-    options.add_argument("--epochs", type=int, default=None)
-    options.add_argument("--start", choices=("moments", "principal", "random"), default=None)
+    options.add_argument("--epochs", type=int, default=None, help="override those of the preset")
+    options.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="FIELD=JSON",
+        help="override fields of the preset, for example batch=64 modes=3 'start=\"principal\"'",
+    )
     options.add_argument(
         "--drop", type=float, default=0.0, help="probability that a training frame is hidden"
     )
     options.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     args = options.parse_args()
     preset = PRESETS[args.preset]
+    for text in args.set:
+        field, _, value = text.partition("=")
+        if field not in preset._fields:
+            options.error(f"--set: expected one of {', '.join(preset._fields)}; got {field!r}")
+        try:
+            preset = preset._replace(**{field: json.loads(value)})
+        except json.JSONDecodeError as error:
+            options.error(f"--set {field}: expected JSON; got {value!r} ({error})")
     if args.epochs is not None:
         preset = preset._replace(epochs=args.epochs)
-    if args.start is not None:
-        preset = preset._replace(start=args.start)
     args.pairs = args.pairs or list(preset.weights)
     return args, preset
 
@@ -268,7 +281,7 @@ def plateau(validation: SequenceDataset, blank: torch.Tensor) -> WarnOnPlateau:
         tolerance=0.05,
         patience=3,
         name="reconstruction_error",
-        message="No ball is drawn: start the encoder from the data (--start moments).",
+        message='No ball is drawn: start the encoder from the data (start="moments").',
     )
 
 

@@ -17,7 +17,7 @@ EXAMPLE = ROOT / "examples" / "kvae_bouncing_ball.py"
 
 
 def command(out: Path, *more: str) -> list[str]:
-    options = ["--preset", "smoke", "--pairs", "static", "--epochs", "30", "--device", "cpu"]
+    options = ["--preset", "smoke", "--pairs", "static", "--set", "epochs=30", "--device", "cpu"]
     return [sys.executable, str(EXAMPLE), *options, "--out", str(out), *more]
 
 
