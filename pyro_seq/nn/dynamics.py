@@ -30,7 +30,14 @@ __all__ = [
 
 
 class WeightNetwork(nn.Module, ABC):
-    r"""Dynamics parameter network :math:`\alpha_t(a_{0:t-1})`, on the simplex of K modes."""
+    r"""Dynamics parameter network :math:`\alpha_t(a_{0:t-1})`, on the simplex of K modes.
+
+    Attributes:
+        reads_codes: Whether the weights depend on the codes; set it False for weights that do
+            not, so that :math:`a_0` is no parameter that never gets a gradient.
+    """
+
+    reads_codes: bool = True
 
     @abstractmethod
     def initial_state(self, batch: int) -> Any:  # noqa: ANN401
@@ -132,6 +139,8 @@ class StaticWeights(WeightNetwork):
         obs: Size of the encoding a.
         modes: K.
     """
+
+    reads_codes = False
 
     def __init__(self, obs: int, modes: int) -> None:
         super().__init__()
@@ -248,7 +257,7 @@ class MixtureDynamics(nn.Module):
             nn.Parameter(0.05 * torch.randn(modes, state, controls)) if controls else None
         )
         self.offset = nn.Parameter(0.05 * torch.randn(modes, state)) if offsets else None
-        self.first_code = nn.Parameter(torch.zeros(obs))
+        _register(self, "first_code", torch.zeros(obs), learnt=network.reads_codes)
         if learn_noise not in (None, "isotropic", "diagonal"):
             raise ValueError(
                 f"learn_noise must be None, 'isotropic' or 'diagonal'; got {learn_noise!r}"

@@ -223,6 +223,21 @@ def test_no_parameter_is_a_scalar() -> None:
     assert all(parameter.dim() > 0 for parameter in made.parameters())
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_first_code_is_learnt_if_the_network_reads_it(name: str) -> None:
+    made = dynamics(name)
+    reads = name != "static"
+    assert made.network.reads_codes == reads
+    assert ("first_code" in dict(made.named_parameters())) == reads
+    assert "first_code" in made.state_dict()
+    with torch.no_grad():  # modes that read the first state differently
+        made.emission.add_(torch.randn_like(made.emission))
+    a, u = torch.randn(3, 5, 2).double(), torch.randn(3, 5, 1).double()
+    parameters = list(made.parameters())
+    gradients = torch.autograd.grad(log_evidence(made, a, None, u).sum(), parameters)
+    assert all(gradient.ne(0).any() for gradient in gradients)
+
+
 @pytest.mark.parametrize(
     ("learn", "sizes"), [(None, None), ("isotropic", (1, 1, 1)), ("diagonal", (4, 4, 2))]
 )
