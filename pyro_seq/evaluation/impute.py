@@ -111,7 +111,9 @@ def imputation_table(
 
     Args:
         model: The model of the pair.
-        guide: Its guide; see :func:`impute` for what it must have.
+        guide: Its guide; see :func:`impute` for what it must have. If it has the method `encode`
+            too, and `smooth` and `filter` take its result as `encoded`, as those of
+            :class:`~pyro_seq.guides.KalmanGuide` do, then every frame is encoded only once.
         x: Test sequences: a :class:`~pyro_seq.data.Batch`, or frames `(sequences, time, *frame)`.
         gaps: Lengths of the gap after the first frames; those that do not fit are left out.
         drop_probabilities: Probabilities that a later frame is hidden.
@@ -143,10 +145,11 @@ def imputation_table(
     for how in HOW:
         _model_of(guide, how)
     with evaluating(model, guide):
+        encoded = [_encode(guide, part) for part in blocks(batch, chunk)]
         table = {
             f"{method}_{name}": error
             for name, mask in masks.items()
-            for method, error in _errors(model, guide, batch, mask, chunk).items()
+            for method, error in _errors(model, guide, batch, mask, encoded, chunk).items()
         }
     later = (torch.arange(time, device=batch.x.device) >= observed_start).expand(count, time)
     shown = later if batch.mask is None else later & batch.mask
@@ -186,8 +189,17 @@ def _model_of(guide: nn.Module, how: str) -> Any:  # noqa: ANN401 - any model wi
     return model
 
 
-def _codes(guide: Any, part: Batch, how: str) -> Tensor:  # noqa: ANN401
-    return getattr(guide, how)(*place(guide, part)).a
+def _encode(guide: Any, part: Batch) -> Tensor | None:  # noqa: ANN401
+    """Codes of all frames, whatever will be hidden of them; None if the guide has no such step."""
+    if not hasattr(guide, "encode"):
+        return None
+    part = place(guide, part)
+    return guide.encode(part.x, part.mask)
+
+
+def _codes(guide: Any, part: Batch, how: str, encoded: Tensor | None = None) -> Tensor:  # noqa: ANN401
+    options = {} if encoded is None else {"encoded": encoded}
+    return getattr(guide, how)(*place(guide, part), **options).a
 
 
 def decode(model: Any, codes: Tensor) -> Tensor:  # noqa: ANN401
@@ -200,19 +212,21 @@ def _errors(
     guide: nn.Module,
     batch: Batch,
     mask: Tensor,
+    encoded: Sequence[Tensor | None],
     chunk: int,
 ) -> dict[str, float]:
     """Errors of each method under one mask. Only hidden frames are decoded."""
     mask = mask.to(batch.x.device)
     wrong = dict.fromkeys((*HOW, "copy_last"), 0)
     frames = 0
-    for part, shown in zip(blocks(batch, chunk), mask.split(chunk), strict=True):
+    rows = zip(blocks(batch, chunk), mask.split(chunk), encoded, strict=True)
+    for part, shown, known in rows:
         seen = shown if part.mask is None else shown & part.mask
         hidden = ~shown if part.mask is None else ~shown & part.mask
         truth = part.x[hidden] > 0.5
         guesses = {"copy_last": copy_last(part.x, seen)[hidden]}
         for how in HOW:
-            codes = _codes(guide, part._replace(mask=seen), how)
+            codes = _codes(guide, part._replace(mask=seen), how, known)
             guesses[how] = decode(model, codes[hidden.to(codes.device)])
         for method, guess in guesses.items():
             wrong[method] += int(((guess > 0.5).to(truth.device) != truth).sum())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_seq.models.kvae import KVAE, hide
 from pyro_seq.models.mixture_ssm import as_distribution
-from pyro_seq.nn.dynamics import DynamicsState
+from pyro_seq.nn.dynamics import Conditioned, DynamicsState
 from pyro_seq.nn.encoders import ENCODERS, FrameEncoder
 from pyro_seq.nn.naming import unique_name
 from pyro_seq.ops.linalg import matvec
@@ -131,30 +131,63 @@ class KalmanGuide(PyroModule):
         return {"a": smoothed.a, "z": smoothed.loc}
 
     @torch.no_grad()
+    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        r"""Mean of every :math:`q(a_t \mid x_t)`, `(batch, time, obs)`, without gradients.
+
+        The code of a frame depends on that frame alone: one call serves :meth:`filter` and
+        :meth:`smooth` under any mask that hides more of the same frames.
+
+        Args:
+            x: Frames `(batch, time, *frame)`; missing ones may be NaN.
+            mask: bool `(batch, time)`, True where observed; the code of a missing frame is that of
+                an empty one.
+        """
+        return self.encoder(hide(x, mask))[0]
+
+    @torch.no_grad()
     def filter(
-        self, x: Tensor, mask: Tensor | None = None, controls: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        controls: Tensor | None = None,
+        encoded: Tensor | None = None,
     ) -> Trajectory:
-        r"""What is known of each step from the frames up to it, :math:`p(z_t \mid a_{1:t})`."""
-        a, mask = self._encode(x, mask, controls)
-        given = self.model.dynamics.condition(a, mask, controls)
+        r"""What is known of each step from the frames up to it, :math:`p(z_t \mid a_{1:t})`.
+
+        Args:
+            x: Frames `(batch, time, *frame)`; missing ones may be NaN.
+            mask: bool `(batch, time)`, True where observed.
+            controls: u, `(batch, time, controls)`.
+            encoded: What :meth:`encode` returned for these frames, when it is known already; what
+                stands at missing frames is not read.
+        """
+        a = self._codes_of(x, mask, controls, encoded)
+        seen = _everywhere(x) if mask is None else mask
+        given = self.model.dynamics.condition(a, seen, controls)
         if given.filtered is None:
             raise RuntimeError("the filter did not run")
-        return self._trajectory(
-            given.model.emission, given.filtered.loc, given.filtered.cov, given.weights, a, mask
-        )
+        return _trajectory(given, given.filtered.loc, given.filtered.cov, a, seen)
 
     @torch.no_grad()
     def smooth(
-        self, x: Tensor, mask: Tensor | None = None, controls: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        controls: Tensor | None = None,
+        encoded: Tensor | None = None,
     ) -> Trajectory:
-        r"""What is known of each step from all frames, :math:`p(z_t \mid a)`."""
-        a, observed = self._encode(x, mask, controls)
-        given = self.model.dynamics.condition(a, None if mask is None else observed, controls)
-        posterior = as_distribution(given.model, x.shape[1], observed).posterior(a)
-        smoothed = posterior.smoothed
-        return self._trajectory(
-            given.model.emission, smoothed.loc, smoothed.cov, given.weights, a, observed
-        )
+        r"""What is known of each step from all frames, :math:`p(z_t \mid a)`.
+
+        Args:
+            x: Frames `(batch, time, *frame)`; missing ones may be NaN.
+            mask: bool `(batch, time)`, True where observed.
+            controls: u, `(batch, time, controls)`.
+            encoded: As for :meth:`filter`.
+        """
+        a = self._codes_of(x, mask, controls, encoded)
+        given = self.model.dynamics.condition(a, mask, controls)
+        smoothed = as_distribution(given.model, x.shape[1], mask).posterior(a).smoothed
+        return _trajectory(given, smoothed.loc, smoothed.cov, a, mask)
 
     def online(self, batch: int = 1) -> OnlineFilter:
         """A filter that takes one frame at a time from each of `batch` streams."""
@@ -171,21 +204,34 @@ class KalmanGuide(PyroModule):
         if decoder_start is not None:
             decoder_start(frames, self.model.likelihood)
 
-    def _encode(
-        self, x: Tensor, mask: Tensor | None, controls: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Mean codes, and a mask that is never None."""
+    def _codes_of(
+        self, x: Tensor, mask: Tensor | None, controls: Tensor | None, encoded: Tensor | None
+    ) -> Tensor:
+        """Mean codes, computed unless they are given, of arguments that fit."""
         self.model.check(x, mask, controls)
-        loc, _ = self.encoder(hide(x, mask))
-        full = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
-        return loc, full
+        if encoded is None:
+            return self.encode(x, mask)
+        needed = (*x.shape[:2], self.model.dynamics.obs)
+        if encoded.shape != needed:
+            raise ValueError(
+                f"encoded must be (batch, time, obs) = {needed}, as from encode(x, mask); "
+                f"got shape {tuple(encoded.shape)}"
+            )
+        return encoded
 
-    def _trajectory(
-        self, emission: Tensor, loc: Tensor, cov: Tensor, weights: Tensor, a: Tensor, mask: Tensor
-    ) -> Trajectory:
-        loc, cov, emission = (t.to(a.dtype) for t in (loc, cov, emission))
-        encoded = torch.where(mask.unsqueeze(-1), a, torch.nan)
-        return Trajectory(matvec(emission, loc), loc, cov, weights, encoded)
+
+def _everywhere(x: Tensor) -> Tensor:
+    """The mask of frames that are all there."""
+    return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+
+
+def _trajectory(
+    given: Conditioned, loc: Tensor, cov: Tensor, a: Tensor, mask: Tensor | None
+) -> Trajectory:
+    """Moments of the states in the type of the codes, and the mean codes that they imply."""
+    loc, cov, emission = (t.to(a.dtype) for t in (loc, cov, given.model.emission))
+    encoded = a if mask is None else torch.where(mask.unsqueeze(-1), a, torch.nan)
+    return Trajectory(matvec(emission, loc), loc, cov, given.weights, encoded)
 
 
 class FilterUpdate(NamedTuple):

@@ -16,6 +16,7 @@ from pyro_seq.evaluation import (
     impute,
     wrong_pixels,
 )
+from pyro_seq.guides import KalmanGuide, Trajectory
 from tests.evaluation.pairs import FactorGuide, FactorModel, kvae_batch, kvae_pair
 
 KEYS = {
@@ -145,6 +146,38 @@ def test_table_chunks_and_missing_frames() -> None:
     assert expected["smooth_gap_3"] == pytest.approx(
         hamming(batch.x, guess, seen, known=batch.mask)
     )
+
+
+class WithoutEncode(nn.Module):
+    """A guide that offers nothing but its paths."""
+
+    def __init__(self, guide: KalmanGuide) -> None:
+        super().__init__()
+        self.guide, self.model = guide, guide.model
+
+    def smooth(self, x: Tensor, mask: Tensor, controls: Tensor | None) -> Trajectory:
+        return self.guide.smooth(x, mask, controls)
+
+    def filter(self, x: Tensor, mask: Tensor, controls: Tensor | None) -> Trajectory:
+        return self.guide.filter(x, mask, controls)
+
+
+def test_table_encodes_every_frame_once() -> None:
+    model, guide = kvae_pair("lstm")
+    batch = kvae_batch()
+    options = {"gaps": (1, 3), "drop_probabilities": (0.5,), "seed": 0, "observed_start": 2}
+    frames = 0
+
+    def count(module: nn.Module, args: tuple[Tensor]) -> None:
+        nonlocal frames
+        frames += args[0].shape[0] * args[0].shape[1]
+
+    with guide.encoder.register_forward_pre_hook(count):
+        expected = imputation_table(model, guide, batch, chunk=2, **options)
+        assert frames == 5 * 8
+        again = imputation_table(model, WithoutEncode(guide), batch, chunk=2, **options)
+    assert frames == 5 * 8 * (1 + 3 * 2)  # three masks, smoothed and filtered
+    assert again == expected
 
 
 def test_default_keys_and_their_text() -> None:

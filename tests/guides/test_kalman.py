@@ -131,6 +131,27 @@ def test_online_state_can_be_saved_and_does_not_grow() -> None:
     assert size[0] == size[1]
 
 
+@pytest.mark.parametrize("method", ["smooth", "filter"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_codes_may_be_encoded_beforehand(method: str, masked: bool) -> None:
+    _, guide = pair()
+    x, mask, controls = data()
+    seen = mask if masked else None
+    encoded = guide.encode(x)  # of the hidden frames too
+    run = getattr(guide, method)
+    expected = run(x, seen, controls)
+    if masked:
+        encoded[~mask] = float("nan")
+    for one, two in zip(expected, run(x, seen, controls, encoded), strict=True):
+        assert torch.equal(one.nan_to_num(7.0), two.nan_to_num(7.0))
+    moved = run(x, seen, controls, encoded + 0.1)
+    assert not torch.allclose(moved.loc, expected.loc)
+    blank = run(torch.zeros_like(x), seen, controls, encoded)  # the frames are not encoded again
+    assert torch.equal(blank.loc, expected.loc)
+    with pytest.raises(ValueError, match=r"encoded must be .* = \(3, 6, 2\), .*\(3, 5, 2\)"):
+        run(x, seen, controls, encoded[:, 1:])
+
+
 def test_the_model_is_not_a_part_of_the_guide() -> None:
     model, guide = pair()
     own = {id(p) for p in guide.parameters()}
