@@ -342,7 +342,7 @@ def draw_figures(
         save(plot_compare(comparison), args.out / "comparison.png")
     for name, pair in pairs.items():
         if name != "static":
-            save(plot_weights(pair.guide, x), args.out / f"weights_{name}.png")
+            save(plot_weights(pair.guide, x[:32]), args.out / f"weights_{name}.png")
 
 
 def save(axes: Any, path: Path) -> None:  # noqa: ANN401
@@ -351,7 +351,7 @@ def save(axes: Any, path: Path) -> None:  # noqa: ANN401
     import numpy as np
 
     figure = np.ravel(axes)[0].figure
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    figure.savefig(path, dpi=90, bbox_inches="tight")
     plt.close(figure)
 
 

@@ -208,12 +208,12 @@ def plot_weights(
         smoothed = guide.smooth(*place(guide, Batch(x, mask, controls)))
         low, high = smoothed.a.amin((0, 1)), smoothed.a.amax((0, 1))
         plane = _weights_over(dynamics.network, low, high, points)
-    panels = _panels(3.2 * dynamics.modes, 3.2, dynamics.modes) if axes is None else list(axes)
+    panels = _panels(2.2, 2.2, dynamics.modes) if axes is None else list(axes)
     before, after = smoothed.a[:, :-1].flatten(0, 1).cpu(), smoothed.weights[:, 1:].flatten(0, 1)
     style: dict[str, Any] = {"vmin": 0.0, "vmax": 1.0, "cmap": "viridis"}
     for mode, panel in enumerate(panels):
         if plane is None:
-            drawn = panel.scatter(*before.T, c=after[:, mode].cpu(), s=4, **style)
+            drawn = panel.scatter(*before.T, c=after[:, mode].cpu(), s=2, **style)
         else:
             extent = (float(low[0]), float(high[0]), float(low[1]), float(high[1]))
             picture = plane[..., mode].cpu().numpy()
@@ -267,14 +267,20 @@ def plot_imputation_curves(
     return axes
 
 
-def _panels(width: float, height: float, columns: int) -> np.ndarray:
-    """Axes side by side in a new figure, `(columns,)`."""
+def _panels(width: float, height: float, count: int) -> np.ndarray:
+    """Axes of one size in a new figure, in rows of at most four, `(count,)`."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install 'pyro-seq[plots]'") from error
-    figure = plt.figure(figsize=(width, height), layout="constrained")
-    return figure.subplots(1, columns, squeeze=False, sharex=True, sharey=True)[0]
+    columns, rows = min(count, 4), -(-count // 4)
+    size = (width * columns, height * rows)
+    grid = plt.figure(figsize=size, layout="constrained").subplots(
+        rows, columns, squeeze=False, sharex=True, sharey=True
+    )
+    for unused in grid.flat[count:]:
+        unused.remove()
+    return grid.flatten()[:count]
 
 
 def _axes(width: float, height: float) -> Axes:
