@@ -214,9 +214,11 @@ class LinearGaussianSSM(TorchDistribution):
         Args:
             latent: z, `(*sample, *batch, time, state)`.
         """
+        dtype = self._dtype(latent)
         with no_autocast(latent.device):
-            factor = cholesky(self._model.emission_cov, "emission_cov")
-            loc = matvec(self._model.emission, latent)
+            model = self._model.to(torch.float64)
+            factor = cholesky(model.emission_cov, "emission_cov").to(dtype)
+            loc = matvec(model.emission, latent.to(torch.float64)).to(dtype)
         return dist.MultivariateNormal(loc, scale_tril=factor, validate_args=False).to_event(1)
 
     def log_joint(self, latent: Tensor, value: Tensor) -> Tensor:
@@ -283,7 +285,8 @@ class LinearGaussianSSM(TorchDistribution):
         Args:
             value: a, `(*batch, time, obs)`.
             future: A model of H steps whose matrices govern them. Its first transition, offset and
-                transition covariance lead from step T to T + 1; its initial moments are not used.
+                transition covariance lead from step T to T + 1; its initial moments and its mask
+                are not used.
         """
         filtered = self.filter(value)
         now = future.model.at(0)
@@ -310,7 +313,9 @@ class LinearGaussianSSM(TorchDistribution):
     @property
     def mean(self) -> Tensor:
         r""":math:`E[a]`, `(*batch, time, obs)`."""
-        return matvec(self._model.emission, self.latent_prior().mean)
+        latent = self.latent_prior().mean
+        with no_autocast(latent.device):
+            return matvec(self._model.emission, latent)
 
 
 def _log_joint(model: LinearGaussian, z: Tensor, a: Tensor, observed: Tensor | None) -> Tensor:

@@ -35,6 +35,25 @@ def check_shapes(model: LinearGaussian, time: int | None) -> tuple[int, torch.Si
             "initial_loc must be (*batch, state) and emission (*batch, time | 1, obs, state); "
             f"got shapes {tuple(model.initial_loc.shape)} and {tuple(model.emission.shape)}"
         )
+    lengths, batches = _lengths_and_batches(model)
+    if time is None and max(lengths.values()) == 1:
+        raise ValueError("time must be given when every matrix is constant; got None")
+    steps = time if time is not None else max(lengths.values())
+    for name, length in lengths.items():
+        if length not in (1, steps):
+            raise ValueError(
+                f"{name} must have {steps} time steps, or 1 when it is constant; got {length}"
+            )
+    try:
+        return steps, torch.broadcast_shapes(*batches.values())
+    except RuntimeError as error:
+        raise ValueError(f"batch shapes must broadcast; got {batches}") from error
+
+
+def _lengths_and_batches(
+    model: LinearGaussian,
+) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
+    """Time steps and batch shape of every tensor by its name; its other dimensions are checked."""
     state, obs = model.initial_loc.shape[-1], model.emission.shape[-2]
     wanted = {
         "initial_loc": ("state", (state,)),
@@ -45,28 +64,17 @@ def check_shapes(model: LinearGaussian, time: int | None) -> tuple[int, torch.Si
         "emission": ("time | 1, obs, state", (obs, state)),
         "emission_cov": ("time | 1, obs, obs", (obs, obs)),
     }
-    lengths, batches = {}, []
+    lengths, batches = {}, {}
     for name, (words, tail) in wanted.items():
         shape = getattr(model, name).shape
         timed = not name.startswith("initial")
-        if len(shape) < len(tail) + timed or shape[len(shape) - len(tail) :] != tail:
+        rank = len(shape) - len(tail) - timed
+        if rank < 0 or shape[rank + timed :] != tail:
             raise ValueError(
                 f"{name} must be (*batch, {words}) with state = {state} and obs = {obs}; "
                 f"got shape {tuple(shape)}"
             )
         if timed:
-            lengths[name] = shape[len(shape) - len(tail) - 1]
-        batches.append(shape[: len(shape) - len(tail) - timed])
-    if time is None and max(lengths.values()) == 1:
-        raise ValueError("time must be given when every matrix is constant; got None")
-    steps = time if time is not None else max(lengths.values())
-    for name, length in lengths.items():
-        if length not in (1, steps):
-            raise ValueError(
-                f"{name} must have {steps} time steps, or 1 when it is constant; got {length}"
-            )
-    try:
-        return steps, torch.broadcast_shapes(*batches)
-    except RuntimeError as error:
-        named = dict(zip(wanted, map(tuple, batches), strict=True))
-        raise ValueError(f"batch shapes must broadcast; got {named}") from error
+            lengths[name] = shape[rank]
+        batches[name] = tuple(shape[:rank])
+    return lengths, batches

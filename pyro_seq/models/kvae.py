@@ -192,7 +192,10 @@ class KVAE(PyroModule):
         return Generated(a, self.decode(a))
 
     def check(self, x: Tensor, mask: Tensor | None, controls: Tensor | None) -> None:
-        """Raise a ValueError that names what does not fit; values only under Pyro's validation."""
+        """Raise a ValueError that names the argument whose shape does not fit.
+
+        Under Pyro's validation their values are looked at too.
+        """
         if x.dim() != 2 + len(self.frame_shape) or x.shape[2:] != self.frame_shape:
             raise ValueError(
                 f"x must be (batch, time, *frame) with frame = {self.frame_shape}; "

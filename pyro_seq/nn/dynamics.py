@@ -209,6 +209,7 @@ class MixtureDynamics(nn.Module):
         C_t = \sum_k \alpha_t^{(k)} C^{(k)},\quad z_1 \sim N(0, \sigma_1^2 I)
 
     Where a frame is missing, the network is fed with the predicted mean :math:`C_t m_{t|t-1}`.
+    The code before the first, :math:`a_0`, is learnt, unless the network reads no codes.
 
     Args:
         network: :math:`\alpha`, built for `modes` and `obs`.
@@ -225,6 +226,10 @@ class MixtureDynamics(nn.Module):
         start: `"identity"` (:math:`A^{(k)} = I`, C random, the authors' start), or
             `"local_linear_trend"`: z holds positions and velocities, C reads the positions.
         jitter: Standard deviation of the noise by which the modes differ at the start.
+
+    Raises:
+        ValueError: For an unknown `start` or `learn_noise`, and for a state too small for
+            `"local_linear_trend"`.
     """
 
     first_code: Tensor

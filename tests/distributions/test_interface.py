@@ -159,6 +159,23 @@ def test_as_a_site_in_a_plate() -> None:
     assert model(None).shape == (2, 5, 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_emits_what_is_missing_too(dtype: torch.dtype) -> None:
+    setting = make_setting("varying", "frames")
+    assert not setting.mask.all()
+    model = {name: value.to(dtype) for name, value in plain(setting).items()}
+    d = LinearGaussianSSM(**model, mask=setting.mask)
+    z, a = setting.z.detach().double(), torch.randn(2, 5, 2).double()
+    steps = torch.distributions.MultivariateNormal(
+        (model["emission"].double() @ z.unsqueeze(-1)).squeeze(-1),
+        model["emission_cov"].double(),
+    )
+    emitted = d.emit(z)
+    assert emitted.mean.dtype == torch.float64
+    torch.testing.assert_close(emitted.log_prob(a), steps.log_prob(a).sum(-1))
+    assert d.emit(z.to(dtype)).sample().dtype == dtype
+
+
 def test_constructor_keeps_working_without_a_gradient_and_by_pickle() -> None:
     setting = make_setting("varying", "frames")
     d = LinearGaussianSSM(**plain(setting), mask=setting.mask)

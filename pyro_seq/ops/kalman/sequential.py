@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_seq.ops.kalman.model import Filtered, LinearGaussian, Smoothed
 from pyro_seq.ops.linalg import cholesky, matvec, symmetrise
 
-__all__ = ["SequentialPosterior", "Updated", "kalman_filter", "predict", "update"]
+__all__ = ["SequentialPosterior", "Updated", "kalman_filter", "predict", "restrict", "update"]
 
 
 class Updated(NamedTuple):
