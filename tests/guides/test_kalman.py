@@ -161,6 +161,14 @@ def test_the_model_is_not_a_part_of_the_guide() -> None:
     assert sites["z"].shape == (3, 6, 4)
 
 
+def test_starts_from_frames_with_a_decoder_of_ones_own() -> None:
+    decoder = nn.Sequential(nn.Linear(2, 30), nn.Unflatten(-1, FRAME))
+    guide = KalmanGuide(KVAE(FRAME, decoder=decoder), "mlp")
+    x = (torch.rand(20, *FRAME) < 0.4).float()
+    guide.start_from(x, spread=3.0)
+    assert float(guide.encode(x.unsqueeze(0)).var(1).mean().sqrt()) == pytest.approx(3.0, rel=1e-3)
+
+
 def test_bad_arguments_are_named() -> None:
     with pytest.raises(TypeError, match="model must be a KVAE; got Linear"):
         KalmanGuide(nn.Linear(2, 2))  # type: ignore[arg-type]
