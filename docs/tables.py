@@ -39,7 +39,9 @@ def tables(folder: Path = RESULTS) -> dict[str, str]:
         "kvae_starts.md": starts(
             {k: v for k, v in runs.items() if k.startswith(("kvae_start", "kvae_random"))}
         ),
-        "kvae_longer.md": longer({k: v for k, v in runs.items() if k.startswith("kvae_longer")}),
+        "kvae_levers.md": levers(
+            {k: v for k, v in runs.items() if k == "kvae_box_seed0" or k.startswith("kvae_lever")}
+        ),
     }
     if "bench" in runs:
         made["bench.md"] = bench(runs["bench"])
@@ -121,14 +123,18 @@ def starts(runs: dict[str, dict[str, Any]]) -> str:
     return table(columns, rows) + source(list(runs.values()))
 
 
-def longer(runs: dict[str, dict[str, Any]]) -> str:
-    """Runs beyond the default preset."""
-    rows = [
-        [f"`{run['config']['command']}`", *(error(run[key]) for key in keys("smooth")[:5]),
-         error(run["smooth_p_0.5"]), f"{run['elbo_per_frame']:.2f}", f"{run['seconds']:.0f}"]
-        for run in runs.values()
-    ]  # fmt: skip
-    columns = ["command", *header()[:5], "p=0.5", "ELBO per frame", "seconds"]
+def levers(runs: dict[str, dict[str, Any]]) -> str:
+    """One seed of the default preset, and the same with one thing changed."""
+    rows = []
+    for run in runs.values():
+        own = run["config"]["command"].split("--preset default")[1].split()
+        kept = [w for i, w in enumerate(own) if "--out" not in (w, own[i - 1])]
+        change = " ".join(kept).replace("--pairs lstm", "").replace("--seed 0", "").strip()
+        wanted = ("smooth_gap_1", "smooth_gap_7", "smooth_gap_15", "smooth_p_0.5", "filter_gap_7")
+        values = [error(run[key]) for key in wanted]
+        frame = f"{run['elbo_per_frame']:.2f}"
+        rows.append([f"`{change}`" if change else "default preset", *values, frame])
+    columns = ["", "gap 1", "gap 7", "gap 15", "p=0.5", "filtering, gap 7", "ELBO per frame"]
     return table(columns, rows)
 
 

@@ -35,7 +35,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
     "memories": {},
     "engines": {},
     "datasets": dict.fromkeys(("box", "gravity", "polygon", "pong"), "pyro_seq.data.simulators"),
-    "dynamics": dict.fromkeys(("lstm", "mlp", "static"), "pyro_seq.nn.dynamics"),
+    "dynamics": dict.fromkeys(("lstm", "mlp", "static"), "pyro_seq.nn.weights"),
 }
 
 

@@ -99,6 +99,16 @@ class LinearGaussianSSM(TorchDistribution):
         super().__init__(batch, torch.Size((steps, obs)), validate_args=validate_args)
         self._check_covariances()
 
+    @classmethod
+    def from_model(cls, model: LinearGaussian, **options: Any) -> LinearGaussianSSM:  # noqa: ANN401
+        """The distribution of a model that is already a tuple of tensors.
+
+        Args:
+            model: The parameters.
+            **options: `time`, `mask`, `algorithm` and `validate_args`, as of the class.
+        """
+        return cls(**model._asdict(), **options)
+
     def _check_covariances(self) -> None:
         """Each must be positive definite; without validation this is looked at on the CPU only."""
         for name in ("initial_cov", "transition_cov", "emission_cov"):
@@ -298,17 +308,8 @@ class LinearGaussianSSM(TorchDistribution):
             now.transition_cov,
         )
         model = future.model._replace(initial_loc=loc, initial_cov=cov)
-        return LinearGaussianSSM(
-            model.initial_loc,
-            model.initial_cov,
-            model.transition,
-            model.transition_cov,
-            model.emission,
-            model.emission_cov,
-            model.offset,
-            time=future.event_shape[0],
-            algorithm=self._algorithm,
-        )
+        time = future.event_shape[0]
+        return LinearGaussianSSM.from_model(model, time=time, algorithm=self._algorithm)
 
     @property
     def mean(self) -> Tensor:

@@ -10,9 +10,9 @@ from pyro.distributions import Independent, MaskedDistribution
 from torch import Tensor, nn
 
 from pyro_seq.data import Batch
+from pyro_seq.distributions import LinearGaussianSSM
 from pyro_seq.evaluation.context import as_batch, blocks, evaluating, place, stacked
 from pyro_seq.evaluation.impute import decode
-from pyro_seq.models.mixture_ssm import as_distribution
 
 __all__ = ["Draws", "posterior_draws"]
 
@@ -92,7 +92,7 @@ def _from_dynamics(model: Any, guide: Any, part: Batch) -> Draws:  # noqa: ANN40
     x, mask, controls = part
     a = guide.codes(x, mask).sample()
     given = model.dynamics.condition(a, mask, controls)
-    ssm = as_distribution(given.model, x.shape[1], mask)
+    ssm = LinearGaussianSSM.from_model(given.model, time=x.shape[1], mask=mask)
     z = ssm.posterior(a).rsample()
     if mask is not None:
         a = torch.where(mask.unsqueeze(-1), a, ssm.emit(z.double()).sample().to(a.dtype))

@@ -13,8 +13,8 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from pyro_seq.distributions import LinearGaussianSSM
 from pyro_seq.models.kvae import KVAE, hide
-from pyro_seq.models.mixture_ssm import as_distribution
 from pyro_seq.nn.dynamics import Conditioned, DynamicsState
 from pyro_seq.nn.encoders import ENCODERS, FrameEncoder
 from pyro_seq.nn.naming import unique_name
@@ -112,7 +112,9 @@ class KalmanGuide(PyroModule):
             sites = {"a": pyro.sample("a", self.codes(x, mask))}
             if model.estimator != "closed_form":
                 given = model.dynamics.condition(sites["a"], mask, controls)
-                posterior = as_distribution(given.model, x.shape[1], mask).posterior(sites["a"])
+                posterior = LinearGaussianSSM.from_model(
+                    given.model, time=x.shape[1], mask=mask
+                ).posterior(sites["a"])
                 joint = model.estimator == "joint"
                 sites["z"] = pyro.sample("z", posterior if joint else posterior.marginals())
         return sites
@@ -186,7 +188,11 @@ class KalmanGuide(PyroModule):
         """
         a = self._codes_of(x, mask, controls, encoded)
         given = self.model.dynamics.condition(a, mask, controls)
-        smoothed = as_distribution(given.model, x.shape[1], mask).posterior(a).smoothed
+        smoothed = (
+            LinearGaussianSSM.from_model(given.model, time=x.shape[1], mask=mask)
+            .posterior(a)
+            .smoothed
+        )
         return _trajectory(given, smoothed.loc, smoothed.cov, a, mask)
 
     def online(self, batch: int = 1) -> OnlineFilter:

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from pyro_seq.models.mixture_ssm import MixtureSSM
 from pyro_seq.nn.decoders import DECODERS
-from pyro_seq.nn.dynamics import MixtureDynamics, WeightNetwork
+from pyro_seq.nn.dynamics import MixtureDynamics
 from pyro_seq.nn.naming import unique_name
+from pyro_seq.nn.weights import WeightNetwork
 from pyro_seq.plugins import get, register
 
 __all__ = ["ESTIMATORS", "Generated", "KVAE", "hide"]

@@ -12,25 +12,7 @@ from pyro_seq.distributions import LinearGaussianPosterior, LinearGaussianSSM
 from pyro_seq.nn.dynamics import Conditioned, MixtureDynamics
 from pyro_seq.ops import kalman
 
-__all__ = ["JointState", "MixtureSSM", "as_distribution"]
-
-
-def as_distribution(
-    model: kalman.LinearGaussian, time: int, mask: Tensor | None
-) -> LinearGaussianSSM:
-    """The state space model that a sequence of codes implies, as a distribution."""
-    return LinearGaussianSSM(
-        model.initial_loc,
-        model.initial_cov,
-        model.transition,
-        model.transition_cov,
-        model.emission,
-        model.emission_cov,
-        model.offset,
-        time=time,
-        mask=mask,
-        validate_args=False,
-    )
+__all__ = ["JointState", "MixtureSSM"]
 
 
 class MixtureSSM(TorchDistribution):
@@ -91,7 +73,9 @@ class MixtureSSM(TorchDistribution):
         given = self.condition(a)
         if given.filtered is not None:
             return given.filtered.log_likelihood.sum(-1).to(a.dtype)
-        return as_distribution(given.model, a.shape[-2], None).log_prob(a)
+        return LinearGaussianSSM.from_model(
+            given.model, time=a.shape[-2], validate_args=False
+        ).log_prob(a)
 
     def state(self, a: Tensor) -> JointState:
         r""":math:`p(z \mid a)` for the model side of an estimator that samples z.
@@ -100,7 +84,12 @@ class MixtureSSM(TorchDistribution):
             a: `(batch, time, obs)`.
         """
         model = self.condition(a).model
-        return JointState(as_distribution(model, a.shape[-2], self.observed), a)
+        return JointState(
+            LinearGaussianSSM.from_model(
+                model, time=a.shape[-2], mask=self.observed, validate_args=False
+            ),
+            a,
+        )
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Codes drawn ancestrally, one step after the other, `(*sample, batch, time, obs)`."""

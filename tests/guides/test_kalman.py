@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pyro_seq.distributions import LinearGaussianSSM
 from pyro_seq.guides import KalmanGuide, OnlineFilter
 from pyro_seq.models import KVAE
-from pyro_seq.models.mixture_ssm import as_distribution
 
 FRAME = (1, 5, 6)
 
@@ -65,8 +65,8 @@ def test_smoothed_moments_are_the_posteriors() -> None:
     x, _, controls = data()
     with torch.no_grad():
         a = guide.encoder(x)[0]
-        posterior = as_distribution(
-            model.dynamics.condition(a, None, controls).model, 6, None
+        posterior = LinearGaussianSSM.from_model(
+            model.dynamics.condition(a, None, controls).model, time=6
         ).posterior(a)
     smoothed = guide.smooth(x, None, controls)
     torch.testing.assert_close(smoothed.loc, posterior.mean)

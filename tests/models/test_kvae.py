@@ -10,10 +10,10 @@ from pyro.infer import Predictive
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_seq.distributions import LinearGaussianSSM
 from pyro_seq.guides import KalmanGuide
 from pyro_seq.models import KVAE
 from pyro_seq.models.kvae import ESTIMATORS
-from pyro_seq.models.mixture_ssm import as_distribution
 
 FRAME = (1, 5, 6)
 
@@ -74,7 +74,7 @@ def test_marginal_falls_short_by_the_kl_of_the_product_from_the_joint(masked: bo
         pyro.set_rng_seed(1)
         a = guide.codes(x, seen).rsample()
         given = model.dynamics.condition(a, seen, controls)
-        posterior = as_distribution(given.model, 5, seen).posterior(a)
+        posterior = LinearGaussianSSM.from_model(given.model, time=5, mask=seen).posterior(a)
         gap = kl_divergence(posterior.marginals(), posterior)
         marginals = posterior.marginals()
         state = model.prior(2, 5, seen, controls).state(a)

@@ -7,13 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_seq.distributions import LinearGaussianSSM
-from pyro_seq.nn.dynamics import (
-    LSTMWeights,
-    MixtureDynamics,
-    MLPWeights,
-    StaticWeights,
-    WeightNetwork,
-)
+from pyro_seq.nn import LSTMWeights, MixtureDynamics, MLPWeights, StaticWeights, WeightNetwork
 
 NETWORKS = {
     "lstm": lambda obs, modes: LSTMWeights(obs, modes, hidden=7),
@@ -47,17 +41,7 @@ def log_evidence(
     made: MixtureDynamics, a: Tensor, mask: Tensor | None, controls: Tensor | None
 ) -> Tensor:
     model = made.condition(a, mask, controls).model
-    return LinearGaussianSSM(
-        model.initial_loc,
-        model.initial_cov,
-        model.transition,
-        model.transition_cov,
-        model.emission,
-        model.emission_cov,
-        model.offset,
-        time=a.shape[1],
-        mask=mask,
-    ).log_prob(a)
+    return LinearGaussianSSM.from_model(model, time=a.shape[1], mask=mask).log_prob(a)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
