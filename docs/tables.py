@@ -10,6 +10,7 @@ report of `make bench`.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -188,8 +189,9 @@ def error(value: float) -> str:
 
 
 def source(runs: Sequence[dict[str, Any]]) -> str:
-    """The commands behind a table."""
-    commands = "\n".join(f"    {run['config']['command']}" for run in runs)
+    """The commands behind a table, N for the seed."""
+    each = (re.sub(r"(seed ?)\d+", r"\1N", run["config"]["command"]) for run in runs)
+    commands = "\n".join(f"    {command}" for command in dict.fromkeys(each))
     machines = {
         "{threads} thread(s) of {processor}, torch {torch}".format(**run["config"]["machine"])
         for run in runs
