@@ -75,16 +75,17 @@ def factorise(diagonal: Tensor, lower: Tensor) -> Factor:
         level, log_dets = solve_positive(odd, torch.cat([eye.expand_as(odd), beside], 1))
         schur = product(transpose(beside), level[:, n:])
         diagonal = diagonal[:, :, 0::2].clone()
-        diagonal[:, :, :-1] -= schur[:n, :n]
-        diagonal[:, :, 1:] -= schur[n:, n:]
+        diagonal[:, :, :-1].sub_(schur[:n, :n])
+        diagonal[:, :, 1:].sub_(schur[n:, n:])
         lower = -schur[n:, :n]
         levels.append(level)
         log_det = log_det + log_dets.sum(0)
-    fine = torch.isfinite(log_det)
-    if fine.device.type == "cpu" and not fine.all():
-        raise NotPositiveDefiniteError("posterior precision is not positive definite")
     root = cholesky(_dense(diagonal, lower), "posterior precision", per_step=False)
-    root = torch.where(fine[..., None, None], root, torch.nan)
+    fine = torch.isfinite(log_det)
+    if fine.device.type != "cpu":
+        root = torch.where(fine[..., None, None], root, torch.nan)
+    elif not fine.all():
+        raise NotPositiveDefiniteError("posterior precision is not positive definite")
     log_det = log_det + 2.0 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     return Factor(tuple(levels), root, log_det)
 
@@ -98,8 +99,8 @@ def solve(factor: Factor, rhs: Tensor) -> Tensor:
             rhs = _append(rhs, torch.zeros_like(rhs[:, :, :1]))
         white, left, right = product(transpose(level), rhs[:, :, 1::2]).split(n)
         rhs = rhs[:, :, 0::2].clone()
-        rhs[:, :, :-1] -= left
-        rhs[:, :, 1:] -= right
+        rhs[:, :, :-1].sub_(left)
+        rhs[:, :, 1:].sub_(right)
         whites.append(white)
     flat = rhs.movedim((2, 0, 1), (-3, -2, -1)).flatten(-3, -2)
     flat = torch.cholesky_solve(flat, factor.root).unflatten(-2, (-1, n))
@@ -153,7 +154,6 @@ def _append(blocks: Tensor, last: Tensor) -> Tensor:
 
 def _interleave(even: Tensor, odd: Tensor) -> Tensor:
     """Blocks e0 o0 e1 o1 ... over time."""
-    shape = torch.broadcast_shapes(even[:, :, :1].shape, odd[:, :, :1].shape)
-    mixed = odd.new_empty(*shape[:2], even.shape[2] + odd.shape[2], *shape[3:])
+    mixed = odd.new_empty(*odd.shape[:2], even.shape[2] + odd.shape[2], *odd.shape[3:])
     mixed[:, :, 0::2], mixed[:, :, 1::2] = even, odd
     return mixed

@@ -12,10 +12,20 @@ dimensions broadcast.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-__all__ = ["matrices_first", "matrices_last", "outer", "product", "solve_positive", "transpose"]
+__all__ = [
+    "broadcast",
+    "matrices_first",
+    "matrices_last",
+    "outer",
+    "product",
+    "solve_positive",
+    "transpose",
+]
 
 
 def matrices_first(matrix: Tensor, many: int) -> Tensor:
@@ -29,6 +39,11 @@ def matrices_last(matrix: Tensor) -> Tensor:
     return matrix.permute(*range(3, matrix.dim()), 2, 0, 1)
 
 
+def broadcast(*sizes: Sequence[int]) -> tuple[int, ...]:
+    """The sizes to which equally many sizes broadcast; `torch.broadcast_shapes` is slow."""
+    return tuple(next((n for n in column if n != 1), 1) for column in zip(*sizes, strict=True))
+
+
 def transpose(matrix: Tensor) -> Tensor:
     r""":math:`A^\top`, a view."""
     return matrix.transpose(0, 1)
@@ -37,7 +52,7 @@ def transpose(matrix: Tensor) -> Tensor:
 def product(left: Tensor, right: Tensor) -> Tensor:
     r""":math:`A B` of `(n, k, *many)` and `(k, m, *many)`."""
     if _is_one(left):
-        return torch.einsum("ik...,kj...->ij...", left, right)
+        return (left.flatten(1) @ right.flatten(1)).reshape(len(left), *right.shape[1:])
     columns, rows = left.unsqueeze(1).unbind(2), right.unsqueeze(0).unbind(1)
     total = columns[0] * rows[0]
     for column, row in zip(columns[1:], rows[1:], strict=True):
@@ -46,12 +61,14 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def outer(left: Tensor, right: Tensor, like: Tensor) -> Tensor:
-    r""":math:`A B^\top` of `(n, k, *many)` and `(m, k, *many)`, summed to the shape of `like`."""
+    r""":math:`A B^\top` of `(n, k, *many)` and `(m, k, *many)`, summed to the shape of `like`.
+
+    B broadcasts to the many dimensions of A.
+    """
     if not _is_one(like):
         return product(left, transpose(right)).sum_to_size(like.shape)
-    many = torch.broadcast_shapes(left.shape[1:], right.shape[1:])
-    flat = [matrix.expand(len(matrix), *many).flatten(1) for matrix in (left, right)]
-    return (flat[0] @ flat[1].mT).reshape(like.shape)
+    right = right.expand(-1, *left.shape[1:])
+    return (left.flatten(1) @ right.flatten(1).mT).reshape(like.shape)
 
 
 def solve_positive(matrix: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +84,7 @@ def solve_positive(matrix: Tensor, rhs: Tensor) -> tuple[Tensor, Tensor]:
     n = len(matrix)
     table = torch.cat([matrix, rhs], 1)
     for k in range(n):
-        table[k, k + 1 :] /= table[k, k]
+        table[k, k + 1 :].div_(table[k, k])
         below = table[k + 1 :, k, None], table[None, k, k + 1 :]
         table[k + 1 :, k + 1 :].addcmul_(*below, value=-1)
     solution = table[:, n:]

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
-from pyro_seq.ops.block_tridiagonal import Factor, factorise, selected_inverse
+from pyro_seq.ops.block_tridiagonal import factorise, selected_inverse
 from pyro_seq.ops.kalman.least_squares import (
     HALF_LOG_TWO_PI,
     LeastSquares,
@@ -65,10 +65,11 @@ class InformationPosterior:
             )
             model = model._replace(emission=emission, emission_cov=emission_cov)
             count = observed.sum((-1, -2)).to(value.dtype)
+        first_step = int(model.transition_cov.shape[-3] > 1)
         model = _without_first_step(model)
         self._factors = (
             cholesky(model.initial_cov, "initial_cov", per_step=False).unsqueeze(-3),
-            cholesky(model.transition_cov, "transition_cov"),
+            cholesky(model.transition_cov, "transition_cov", first_step=first_step),
             cholesky(model.emission_cov, "emission_cov"),
         )
         self._problem = LeastSquares(
@@ -179,7 +180,7 @@ class _SelectedInverse(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, own: Tensor, cross: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: ANN401
+    def backward(ctx: Any, own: Tensor, cross: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         diagonal, lower = ctx.saved_tensors
         with forward_ad.dual_level():
             direction = (own + transpose(own)) / 2, cross / 2

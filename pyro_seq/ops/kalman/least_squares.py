@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pyro_seq.ops.block_tridiagonal import Factor, selected_inverse, solve
-from pyro_seq.ops.small_matrices import outer, product, transpose
+from pyro_seq.ops.small_matrices import broadcast, outer, product, transpose
 
 __all__ = ["HALF_LOG_TWO_PI", "LeastSquares", "evidence", "minimiser", "normal_matrix"]
 
@@ -92,13 +92,12 @@ class LeastSquares(NamedTuple):
             product(transpose(matrix), part)
             for matrix, part in ((self.emission, seen), (self.transition, step))
         )
-        parts = (first, step, seen, leaving)
-        columns = max(part.shape[1] for part in parts)
-        batch = torch.broadcast_shapes(*(part.shape[3:] for part in parts))
+        sizes = ((part.shape[1], *part.shape[3:]) for part in (first, step, seen, leaving))
+        columns, *batch = broadcast(*sizes)
         total = seen.expand(-1, columns, self.value.shape[2], *batch).clone()
-        total[:, :, :1] += first
-        total[:, :, 1:] += step
-        total[:, :, :-1] -= leaving
+        total[:, :, :1].add_(first)
+        total[:, :, 1:].add_(step)
+        total[:, :, :-1].sub_(leaving)
         return total
 
 
@@ -110,14 +109,13 @@ def normal_matrix(problem: LeastSquares) -> tuple[Tensor, Tensor]:
         of the matrices, not of the values.
     """
     _, _, value, transition, emission, initial, process, measurement = problem
-    many = [t.shape[3:] for t in (transition, emission, initial, process, measurement)]
-    (n, time), batch = (emission.shape[1], value.shape[2]), torch.broadcast_shapes(*many)
+    n, time, batch = len(initial), value.shape[2], broadcast(*(t.shape[3:] for t in problem[3:]))
     leaving = product(process, transition)
     own = product(transpose(emission), product(measurement, emission))
     diagonal = own.expand(n, n, time, *batch).clone()
-    diagonal[:, :, :1] += initial
-    diagonal[:, :, 1:] += process
-    diagonal[:, :, :-1] += product(transpose(transition), leaving)
+    diagonal[:, :, :1].add_(initial)
+    diagonal[:, :, 1:].add_(process)
+    diagonal[:, :, :-1].add_(product(transpose(transition), leaving))
     return diagonal, -leaving.expand(n, n, time - 1, *batch)
 
 
@@ -130,7 +128,7 @@ def evidence(problem: LeastSquares, factor: Factor) -> Tensor:
         problem: With one column.
         factor: Of :math:`\Lambda`, computed without gradient.
     """
-    return _Evidence.apply(*problem, factor)  # type: ignore[no-any-return]
+    return _Evidence.apply(*problem, factor)
 
 
 def minimiser(problem: LeastSquares, factor: Factor) -> Tensor:
@@ -140,7 +138,7 @@ def minimiser(problem: LeastSquares, factor: Factor) -> Tensor:
         problem: With any number of columns.
         factor: Of :math:`\Lambda`, computed without gradient.
     """
-    return _Minimiser.apply(*problem, factor)  # type: ignore[no-any-return]
+    return _Minimiser.apply(*problem, factor)
 
 
 class _Evidence(torch.autograd.Function):
@@ -155,7 +153,7 @@ class _Evidence(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: ANN401
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         *tensors, mean = ctx.saved_tensors
         problem = LeastSquares(*tensors)
         _, _, _, transition, emission, initial, process, measurement = problem
@@ -167,7 +165,7 @@ class _Evidence(torch.autograd.Function):
         weighted = problem.weighted(weights)
         means = _outers(problem, weighted, mean)
         squares = _squares(problem, weights, residuals)
-        spread = outer(moved, transition, process) - outer(transition, lower, process)
+        spread = outer(moved - lower, transition, process)
         spread = spread + cov[:, :, 1:].sum_to_size(process.shape)
         return (
             *_summed(
@@ -196,7 +194,7 @@ class _Minimiser(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: ANN401
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         *tensors, z = ctx.saved_tensors
         problem = LeastSquares(*tensors)
         v = solve(ctx.factor, grad)
