@@ -30,7 +30,7 @@ from torch import Tensor
 from pyro_seq.ops.linalg import NotPositiveDefiniteError, cholesky
 from pyro_seq.ops.small_matrices import product, solve_positive, transpose
 
-__all__ = ["Factor", "factorise", "selected_inverse", "solve"]
+__all__ = ["Factor", "factorise", "selected_inverse", "selected_inverse_derivative", "solve"]
 
 DENSE = 9
 
@@ -42,11 +42,13 @@ class Factor(NamedTuple):
         levels: :math:`[D_o^{-1}, W]` of each level, finest first, `(n, 3 n, odd, *batch)`.
         root: Cholesky factor of the dense remainder, `(*batch, rest * n, rest * n)`.
         log_det: :math:`\log \det \Lambda`, `(*batch)`.
+        size: n.
     """
 
     levels: tuple[Tensor, ...]
     root: Tensor
     log_det: Tensor
+    size: int
 
 
 def factorise(diagonal: Tensor, lower: Tensor) -> Factor:
@@ -71,13 +73,9 @@ def factorise(diagonal: Tensor, lower: Tensor) -> Factor:
         if diagonal.shape[2] % 2 == 0:
             diagonal, lower = _append(diagonal, eye), _append(lower, torch.zeros_like(eye))
         odd = diagonal[:, :, 1::2]
-        beside = torch.cat([lower[:, :, 0::2], transpose(lower[:, :, 1::2])], 1)
+        beside = _beside(lower)
         level, log_dets = solve_positive(odd, torch.cat([eye.expand_as(odd), beside], 1))
-        schur = product(transpose(beside), level[:, n:])
-        diagonal = diagonal[:, :, 0::2].clone()
-        diagonal[:, :, :-1].sub_(schur[:n, :n])
-        diagonal[:, :, 1:].sub_(schur[n:, n:])
-        lower = -schur[n:, :n]
+        diagonal, lower = _reduced(diagonal, product(transpose(beside), level[:, n:]))
         levels.append(level)
         log_det = log_det + log_dets.sum(0)
     root = cholesky(_dense(diagonal, lower), "posterior precision", per_step=False)
@@ -87,7 +85,7 @@ def factorise(diagonal: Tensor, lower: Tensor) -> Factor:
     elif not fine.all():
         raise NotPositiveDefiniteError("posterior precision is not positive definite")
     log_det = log_det + 2.0 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return Factor(tuple(levels), root, log_det)
+    return Factor(tuple(levels), root, log_det, n)
 
 
 def solve(factor: Factor, rhs: Tensor) -> Tensor:
@@ -122,19 +120,98 @@ def selected_inverse(factor: Factor, time: int) -> tuple[Tensor, Tensor]:
     Returns:
         Diagonal blocks `(n, n, time, *batch)`, and those below them `(n, n, time - 1, *batch)`.
     """
-    n = factor.levels[0].shape[0] if factor.levels else factor.root.shape[-1] // time
-    eye = torch.eye(factor.root.shape[-1], dtype=factor.root.dtype, device=factor.root.device)
-    dense = torch.cholesky_solve(eye, factor.root).unflatten(-1, (-1, n)).unflatten(-3, (-1, n))
-    cov, lower = (dense.diagonal(k, -4, -2).movedim((-3, -2, -1), (0, 1, 2)) for k in (0, -1))
+    cov, lower = _blocks(_inverse(factor.root), factor.size)
     for level in reversed(factor.levels):
-        inverse, weight, odd = level[:, :n], level[:, n:], level.shape[2]
-        even, below = cov[:, :, : odd + 1], lower[:, :, :odd]
-        left = torch.cat([even[:, :, :-1], below])
-        right = torch.cat([transpose(below), even[:, :, 1:]])
-        cross = -product(weight, torch.cat([left, right], 1))
-        cov = _interleave(even, inverse - product(cross, transpose(weight)))
-        lower = _interleave(cross[:, :n], transpose(cross[:, n:]))
+        inverse, weight = level[:, : len(level)], level[:, len(level) :]
+        cross = -product(weight, _around(cov, lower, level.shape[2]))
+        own = inverse - product(cross, transpose(weight))
+        cov, lower = _refined(cov, own, cross)
     return cov[:, :, :time], lower[:, :, : time - 1]
+
+
+def selected_inverse_derivative(
+    factor: Factor, diagonal: Tensor, lower: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""The derivative of :func:`selected_inverse` in a direction :math:`\Lambda'`.
+
+    .. math::
+        [D_o^{-1}, W]' = D_o^{-1} ([0, B'] - D_o' [D_o^{-1}, W]), \quad
+        (B^\top W)' = B'^\top W + W^\top (B' - D_o' W)
+
+    and the product rule on the way back.
+
+    Args:
+        factor: Of :math:`\Lambda`.
+        diagonal: Diagonal blocks of :math:`\Lambda'`, symmetric, `(n, n, time, *batch)`.
+        lower: Blocks below them, `(n, n, time - 1, *batch)`.
+
+    Returns:
+        The tridiagonal blocks of :math:`-\Lambda^{-1} \Lambda' \Lambda^{-1}`, shaped alike.
+    """
+    n, time = diagonal.shape[1:3]
+    zero, changes = torch.zeros_like(diagonal[:, :, :1]), []
+    for level in factor.levels:
+        if diagonal.shape[2] % 2 == 0:
+            diagonal, lower = _append(diagonal, zero), _append(lower, zero)
+        beside, moved = _beside(lower), product(diagonal[:, :, 1::2], level)
+        rest = beside - moved[:, n:]
+        changes.append(product(level[:, :n], torch.cat([-moved[:, :n], rest], 1)))
+        weight = level[:, n:]
+        schur = product(transpose(beside), weight) + product(transpose(weight), rest)
+        diagonal, lower = _reduced(diagonal, schur)
+    root = _inverse(factor.root)
+    cov, below = _blocks(root, n)
+    d_cov, d_below = _blocks(-root @ _dense(diagonal, lower) @ root, n)
+    for level, change in zip(reversed(factor.levels), reversed(changes), strict=True):
+        weight, d_weight, odd = level[:, n:], change[:, n:], level.shape[2]
+        around, d_around = _around(cov, below, odd), _around(d_cov, d_below, odd)
+        cross = -product(weight, around)
+        d_cross = -product(d_weight, around) - product(weight, d_around)
+        own = level[:, :n] - product(cross, transpose(weight))
+        d_own = product(d_cross, transpose(weight)) + product(cross, transpose(d_weight))
+        cov, below = _refined(cov, own, cross)
+        d_cov, d_below = _refined(d_cov, change[:, :n] - d_own, d_cross)
+    return d_cov[:, :, :time], d_below[:, :, : time - 1]
+
+
+def _beside(lower: Tensor) -> Tensor:
+    """B of every second block."""
+    return torch.cat([lower[:, :, 0::2], transpose(lower[:, :, 1::2])], 1)
+
+
+def _reduced(diagonal: Tensor, schur: Tensor) -> tuple[Tensor, Tensor]:
+    """The system of the neighbours, less what elimination takes from both sides of each block."""
+    n = len(diagonal)
+    diagonal = diagonal[:, :, 0::2].clone()
+    diagonal[:, :, :-1].sub_(schur[:n, :n])
+    diagonal[:, :, 1:].sub_(schur[n:, n:])
+    return diagonal, -schur[n:, :n]
+
+
+def _around(cov: Tensor, lower: Tensor, odd: int) -> Tensor:
+    """Covariance of the two neighbours of every eliminated block, `(2 n, 2 n, odd, *batch)`."""
+    even, below = cov[:, :, : odd + 1], lower[:, :, :odd]
+    left = torch.cat([even[:, :, :-1], below])
+    return torch.cat([left, torch.cat([transpose(below), even[:, :, 1:]])], 1)
+
+
+def _refined(cov: Tensor, own: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
+    """Covariances with the eliminated blocks between their neighbours."""
+    n, odd = len(own), own.shape[2]
+    lower = _interleave(cross[:, :n], transpose(cross[:, n:]))
+    return _interleave(cov[:, :, : odd + 1], own), lower
+
+
+def _inverse(factor: Tensor) -> Tensor:
+    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    return torch.cholesky_solve(eye, factor)
+
+
+def _blocks(dense: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The tridiagonal blocks of a dense matrix of blocks of size n."""
+    dense = dense.unflatten(-1, (-1, n)).unflatten(-3, (-1, n))
+    own, below = (dense.diagonal(k, -4, -2).movedim((-3, -2, -1), (0, 1, 2)) for k in (0, -1))
+    return own, below
 
 
 def _dense(diagonal: Tensor, lower: Tensor) -> Tensor:

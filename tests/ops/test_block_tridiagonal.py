@@ -57,11 +57,27 @@ def test_log_det_and_solve(time: int) -> None:
 def test_selected_inverse(time: int) -> None:
     diagonal, lower = random_blocks(time)
     blocks, below = tridiagonal.selected_inverse(tridiagonal.factorise(diagonal, lower), time)
-    inverse = torch.linalg.inv(dense(diagonal, lower)).reshape(BATCH, time, SIZE, time, SIZE)
-    steps = torch.arange(time)
-    torch.testing.assert_close(blocks, inverse[:, steps, :, steps].permute(2, 3, 0, 1))
-    right_below = inverse[:, steps[1:], :, steps[:-1]].permute(2, 3, 0, 1)
-    torch.testing.assert_close(below, right_below)
+    assert_tridiagonal_blocks(torch.linalg.inv(dense(diagonal, lower)), blocks, below)
+
+
+@pytest.mark.parametrize("time", LENGTHS)
+def test_derivative_of_the_selected_inverse(time: int) -> None:
+    diagonal, lower = random_blocks(time)
+    factor = tridiagonal.factorise(diagonal, lower)
+    inverse = torch.linalg.inv(dense(diagonal, lower))
+    direction = torch.randn_like(diagonal), torch.randn_like(lower)
+    direction = direction[0] + direction[0].transpose(0, 1), direction[1]
+    answer = tridiagonal.selected_inverse_derivative(factor, *direction)
+    assert_tridiagonal_blocks(-inverse @ dense(*direction) @ inverse, *answer)
+
+
+def assert_tridiagonal_blocks(matrix: Tensor, diagonal: Tensor, lower: Tensor) -> None:
+    """The blocks are those of the dense matrix."""
+    time = diagonal.shape[2]
+    matrix, steps = matrix.reshape(BATCH, time, SIZE, time, SIZE), torch.arange(time)
+    torch.testing.assert_close(diagonal, matrix[:, steps, :, steps].permute(2, 3, 0, 1))
+    below = matrix[:, steps[1:], :, steps[:-1]].permute(2, 3, 0, 1)
+    torch.testing.assert_close(lower, below)
 
 
 @pytest.mark.parametrize("step", [0, 1, 19])

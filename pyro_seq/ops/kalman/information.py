@@ -24,10 +24,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
-from pyro_seq.ops.block_tridiagonal import factorise, selected_inverse
+from pyro_seq.ops.block_tridiagonal import factorise, selected_inverse, selected_inverse_derivative
 from pyro_seq.ops.kalman.least_squares import (
     HALF_LOG_TWO_PI,
     LeastSquares,
@@ -174,21 +173,15 @@ class _SelectedInverse(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        diagonal, lower, factor = arguments
-        ctx.save_for_backward(diagonal, lower)
+        diagonal, _, factor = arguments
+        ctx.factor = factor
         return selected_inverse(factor, diagonal.shape[2])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, own: Tensor, cross: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        diagonal, lower = ctx.saved_tensors
-        with forward_ad.dual_level():
-            direction = (own + transpose(own)) / 2, cross / 2
-            pairs = zip((diagonal, lower), direction, strict=True)
-            blocks = selected_inverse(
-                factorise(*(forward_ad.make_dual(*pair) for pair in pairs)), diagonal.shape[2]
-            )
-            by_diagonal, by_lower = (forward_ad.unpack_dual(block).tangent for block in blocks)
+        direction = (own + transpose(own)) / 2, cross / 2
+        by_diagonal, by_lower = selected_inverse_derivative(ctx.factor, *direction)
         return by_diagonal, 2 * by_lower, None
 
 
