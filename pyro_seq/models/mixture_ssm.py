@@ -9,8 +9,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from pyro_seq.distributions import LinearGaussianPosterior, LinearGaussianSSM
-from pyro_seq.nn.dynamics import Conditioned, MixtureDynamics
-from pyro_seq.ops import kalman
+from pyro_seq.nn.dynamics import MixtureDynamics
 
 __all__ = ["JointState", "MixtureSSM"]
 
@@ -48,16 +47,17 @@ class MixtureSSM(TorchDistribution):
         )
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> MixtureSSM:  # noqa: ANN401
-        """The same distribution; only its own batch shape is possible."""
-        if torch.Size(batch_shape) != self.batch_shape:
+        """The same distribution with further dimensions before the sequences."""
+        shape = torch.Size(batch_shape)
+        if shape[-1:] != self.batch_shape[-1:]:
             raise ValueError(
-                f"batch shape is fixed at {tuple(self.batch_shape)}; got {tuple(batch_shape)}"
+                f"batch_shape must end in the number of sequences, {self.batch_shape[-1]}; "
+                f"got {tuple(shape)}"
             )
-        return self
-
-    def condition(self, a: Tensor) -> Conditioned:
-        """The linear-Gaussian model that `a (batch, time, obs)` implies."""
-        return self.dynamics.condition(a, self.observed, self.controls)
+        new = self._get_checked_instance(MixtureSSM, _instance)
+        new.dynamics, new.observed, new.controls = self.dynamics, self.observed, self.controls
+        super(MixtureSSM, new).__init__(shape, self.event_shape, validate_args=False)
+        return new
 
     def log_prob(self, a: Tensor) -> Tensor:
         r""":math:`\log p(a)` of the observed frames, z integrated out exactly, in nats.
@@ -68,9 +68,8 @@ class MixtureSSM(TorchDistribution):
         Returns:
             `(*sample, batch)`.
         """
-        if a.dim() > 3:
-            return torch.stack([self.log_prob(one) for one in a])
-        given = self.condition(a)
+        a = a.expand(torch.broadcast_shapes(a.shape, self.batch_shape + self.event_shape))
+        given = self.dynamics.condition(a, self.observed, self.controls)
         if given.filtered is not None:
             return given.filtered.log_likelihood.sum(-1).to(a.dtype)
         return LinearGaussianSSM.from_model(
@@ -81,28 +80,26 @@ class MixtureSSM(TorchDistribution):
         r""":math:`p(z \mid a)` for the model side of an estimator that samples z.
 
         Args:
-            a: `(batch, time, obs)`.
+            a: `(*sample, batch, time, obs)`.
         """
-        model = self.condition(a).model
-        return JointState(
-            LinearGaussianSSM.from_model(
-                model, time=a.shape[-2], mask=self.observed, validate_args=False
-            ),
-            a,
+        model = self.dynamics.condition(a, self.observed, self.controls).model
+        ssm = LinearGaussianSSM.from_model(
+            model, time=a.shape[-2], mask=self.observed, validate_args=False
         )
+        return JointState(ssm, a)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        """Codes drawn ancestrally, one step after the other, `(*sample, batch, time, obs)`."""
-        if len(sample_shape) > 0:
-            draws = [self.rsample() for _ in range(torch.Size(sample_shape).numel())]
-            return torch.stack(draws).view(*sample_shape, *self.batch_shape, *self.event_shape)
-        state = self.dynamics.initial_state(self.batch_shape[0])
+        """Codes drawn ancestrally, one step after the other, `(*sample, *batch, time, obs)`."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        controls = self.controls
+        if controls is not None:
+            controls = controls.expand(*shape, *controls.shape[-2:]).flatten(0, len(shape) - 1)
+        state = self.dynamics.initial_state(shape.numel())
         codes = []
         for t in range(self.event_shape[0]):
-            control = None if self.controls is None else self.controls[:, t]
-            state, code = self.dynamics.draw(state, control)
+            state, code = self.dynamics.draw(state, None if controls is None else controls[:, t])
             codes.append(code)
-        return torch.stack(codes, 1)
+        return torch.stack(codes, 1).unflatten(0, shape)
 
 
 class JointState(TorchDistribution):
@@ -113,7 +110,7 @@ class JointState(TorchDistribution):
 
     Args:
         ssm: The linear-Gaussian model.
-        a: `(batch, time, obs)`.
+        a: `(*sample, batch, time, obs)`.
     """
 
     arg_constraints: dict[str, Any] = {}

@@ -93,8 +93,9 @@ class MixtureDynamics(nn.Module):
         jitter: Standard deviation of the noise by which the modes differ at the start.
 
     Raises:
-        ValueError: For an unknown `start` or `learn_noise`, and for a state too small for
-            `"local_linear_trend"`.
+        ValueError: For an unknown `start` or `learn_noise`, a size or variance that is not
+            positive, and a state too small for `"local_linear_trend"`.
+        TypeError: When the network is no :class:`~pyro_seq.nn.weights.WeightNetwork`.
     """
 
     first_code: Tensor
@@ -119,6 +120,15 @@ class MixtureDynamics(nn.Module):
         jitter: float = 0.05,
     ) -> None:
         super().__init__()
+        if not isinstance(network, WeightNetwork):
+            raise TypeError(
+                f"network must be a WeightNetwork, built for obs = {obs} and modes = {modes}; got "
+                f"{network.__name__ if isinstance(network, type) else type(network).__name__}"
+            )
+        _check_positive(obs=obs, state=state, modes=modes)
+        _check_positive(
+            transition_var=transition_var, emission_var=emission_var, initial_var=initial_var
+        )
         self.network = network
         self.obs, self.state, self.modes, self.controls = obs, state, modes, controls
         transition, emission = _start(start, obs, state, modes, jitter)
@@ -186,30 +196,27 @@ class MixtureDynamics(nn.Module):
         )
 
     def condition(
-        self,
-        a: Tensor,
-        mask: Tensor | None = None,
-        controls: Tensor | None = None,
-        codes: Tensor | None = None,
+        self, a: Tensor, mask: Tensor | None = None, controls: Tensor | None = None
     ) -> Conditioned:
         r"""The state space model of a sequence of encodings.
 
         Args:
-            a: `(batch, time, obs)`; what stands at missing frames is not read.
+            a: `(*sample, batch, time, obs)`; what stands at missing frames is not read.
             mask: bool `(batch, time)`, or None when every frame is there.
             controls: u, `(batch, time, controls)`.
-            codes: What the network reads instead of a, `(batch, time, obs)`: a guess of all
-                encodings, the missing ones included.
 
         Returns:
             The model in float64, the weights, and the filtered moments if the filter had to run.
         """
+        many = a.shape[:-2]
+        if len(many) > 1:
+            flat = (_flatten(tensor, many) for tensor in (a, mask, controls))
+            return _unflatten(self.condition(*flat), many)  # type: ignore[arg-type]
         with no_autocast(a.device):
-            if mask is not None and codes is None:
+            if mask is not None:
                 return self._condition_by_step(a, mask, controls)
-            read = a if codes is None else codes
             first = self.first_code.expand(a.shape[0], 1, -1)
-            weights = self.network.unroll(torch.cat([first, read[:, :-1]], 1))
+            weights = self.network.unroll(torch.cat([first, a[:, :-1]], 1))
             return Conditioned(self._model(*self.mix(weights, controls)), weights, None)
 
     def _condition_by_step(self, a: Tensor, mask: Tensor, controls: Tensor | None) -> Conditioned:
@@ -298,12 +305,40 @@ class MixtureDynamics(nn.Module):
         return DynamicsState(state.step + 1, z, torch.zeros_like(ahead.cov), a, ahead.network), a
 
 
+def _check_positive(**numbers: float) -> None:
+    for name, number in numbers.items():
+        if not number > 0:
+            raise ValueError(f"{name} must be positive; got {number}")
+
+
 def _register(module: nn.Module, name: str, value: Tensor, *, learnt: bool) -> None:
     """Make a tensor a parameter of the module, or a buffer."""
     if learnt:
         module.register_parameter(name, nn.Parameter(value))
     else:
         module.register_buffer(name, value)
+
+
+def _flatten(tensor: Tensor | None, many: torch.Size) -> Tensor | None:
+    """`(..., batch, time, *)` with all dimensions before time made one, those of `many`."""
+    if tensor is None:
+        return None
+    own = tensor.shape[1:] if tensor.dim() <= 3 else tensor.shape[len(many) :]
+    return tensor.expand(*many, *own).reshape(-1, *own)
+
+
+def _unflatten(given: Conditioned, many: torch.Size) -> Conditioned:
+    """The inverse of :func:`_flatten` for everything that varies over the batch."""
+    model = given.model
+    transition, offset, emission, weights = (
+        tensor.unflatten(0, many)
+        for tensor in (model.transition, model.offset, model.emission, given.weights)
+    )
+    filtered = given.filtered
+    if filtered is not None:
+        filtered = Filtered(*(tensor.unflatten(0, many) for tensor in filtered))
+    model = model._replace(transition=transition, offset=offset, emission=emission)
+    return Conditioned(model, weights, filtered)
 
 
 def _start(start: str, obs: int, state: int, modes: int, jitter: float) -> tuple[Tensor, Tensor]:

@@ -160,6 +160,45 @@ def test_predictive_draws_new_frames() -> None:
     assert drawn["a"].shape == (6, 3, 5, 2)
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_particles_in_one_pass(estimator: str, masked: bool) -> None:
+    """Vectorised particles have the bounds of the same draws taken one by one."""
+    model, guide = pair(estimator=estimator)
+    x, mask, controls = data()
+    batch = (x, mask if masked else None, controls)
+
+    def parallel(particles: int) -> tuple[poutine.Trace, poutine.Trace]:
+        plate = pyro.plate("particles", particles, dim=-2)
+        drawn = poutine.trace(plate(guide)).get_trace(*batch)
+        return drawn, poutine.trace(plate(poutine.replay(model, trace=drawn))).get_trace(*batch)
+
+    drawn, scored = parallel(4)
+    drawn.compute_log_prob()
+    scored.compute_log_prob()
+    sites = ["a", "x"] if estimator == "closed_form" else ["a", "x", "z"]
+    for k in range(4):
+        values = {site: drawn.nodes[site]["value"][k] for site in sites if site != "x"}
+        one = poutine.trace(poutine.condition(model, values)).get_trace(*batch)
+        one.compute_log_prob()
+        for site in sites:
+            part = scored.nodes[site]["log_prob"][k]
+            torch.testing.assert_close(part, one.nodes[site]["log_prob"])
+    elbo = pyro.infer.Trace_ELBO(num_particles=3, vectorize_particles=True)
+    assert torch.isfinite(torch.as_tensor(elbo.loss(model, guide, *batch)))
+
+
+def test_predictive_in_parallel() -> None:
+    model, guide = pair()
+    x, mask, controls = data()
+    free = poutine.uncondition(model)
+    drawn = Predictive(free, num_samples=4, parallel=True, return_sites=("a", "x"))(
+        x, mask, controls
+    )
+    assert drawn["x"].shape == (4, 3, 5, *FRAME)
+    assert drawn["a"].std(0).min() > 0
+
+
 def test_prior_samples_have_its_density() -> None:
     """E[exp(log p - log r)] = 1 with r a wide Gaussian: importance sampling from r."""
     model, _ = pair(controls=0)

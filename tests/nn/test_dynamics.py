@@ -175,14 +175,22 @@ def test_drawn_sequences_have_the_moments_of_the_prior() -> None:
     assert ((a.var(0) / spread - 1).abs() < 5 * (2 / 20_000) ** 0.5).all()
 
 
-def test_codes_are_read_in_place_of_the_encodings() -> None:
-    made = dynamics("lstm")
-    a, u = torch.randn(2, 5, 2).double(), torch.randn(2, 5, 1).double()
-    mask = torch.rand(2, 5) > 0.5
-    torch.testing.assert_close(
-        made.condition(torch.zeros_like(a), mask, u, codes=a).weights,
-        made.condition(a, None, u).weights,
-    )
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_sample_dimensions_are_further_sequences(name: str, masked: bool) -> None:
+    made = dynamics(name)
+    a, u = torch.randn(2, 3, 4, 5, 2).double(), torch.randn(4, 5, 1).double()
+    mask = torch.rand(4, 5) > 0.4 if masked else None
+    given = made.condition(a, mask, u)
+    for i in range(2):
+        for j in range(3):
+            one = made.condition(a[i, j], mask, u)
+            torch.testing.assert_close(given.weights[i, j], one.weights)
+            torch.testing.assert_close(given.model.transition[i, j], one.model.transition)
+            torch.testing.assert_close(given.model.offset[i, j], one.model.offset)
+            assert (given.filtered is None) == (one.filtered is None) == (mask is None)
+            if given.filtered is not None and one.filtered is not None:
+                torch.testing.assert_close(given.filtered.loc[i, j], one.filtered.loc)
 
 
 @pytest.mark.parametrize(
