@@ -74,6 +74,8 @@ class Preset(NamedTuple):
     reconstruction_weight: float = 0.3
     clip_norm: float = 150.0
     batch: int = 32
+    obs: int = 2
+    state: int = 4
 
 
 DEFAULT = Preset(
@@ -191,11 +193,15 @@ def load(args: argparse.Namespace, preset: Preset, device: torch.device) -> Data
     """Training, validation and test sequences of the environment."""
     simulate = get("datasets", args.environment)
     sizes = (preset.sequences, max(32, preset.test_sequences // 4), preset.test_sequences)
-    parts = []
-    for size, seed in zip(sizes, (TRAIN_SEED, VALIDATION_SEED, TEST_SEED), strict=True):
-        frames = simulate(size, time=preset.time, seed=seed, data_dir=args.data_dir).frames
-        parts.append(SequenceDataset(torch.from_numpy(frames)).to(device))
-    return Data(*parts, blank_frame(first_of(parts[0], 500)))
+    train, validation, test = (
+        SequenceDataset(
+            torch.from_numpy(
+                simulate(size, time=preset.time, seed=seed, data_dir=args.data_dir).frames
+            )
+        ).to(device)
+        for size, seed in zip(sizes, (TRAIN_SEED, VALIDATION_SEED, TEST_SEED), strict=True)
+    )
+    return Data(train, validation, test, blank_frame(first_of(train, 500)))
 
 
 def first_of(dataset: SequenceDataset, count: int) -> torch.Tensor:
@@ -208,6 +214,8 @@ def build(name: str, seed: int, preset: Preset, frames: torch.Tensor) -> Pair:
     torch.manual_seed(seed)
     model = KVAE(
         tuple(frames.shape[1:]),
+        obs=preset.obs,
+        state=preset.state,
         modes=preset.modes,
         weights=name,
         weights_options=preset.weights.get(name, {}),
@@ -368,7 +376,7 @@ def draw_figures(
     if len(pairs) > 1:
         save(plot_compare(comparison), args.out / "comparison.png")
     for name, pair in pairs.items():
-        if name != "static":
+        if name != "static" and pair.model.dynamics.obs == 2:
             save(plot_weights(pair.guide, x[:32]), args.out / f"weights_{name}.png")
 
 
