@@ -85,6 +85,11 @@ class KalmanGuide(PyroModule):
             encoder = ENCODERS[encoder](
                 model.frame_shape, model.dynamics.obs, **(encoder_options or {})
             )
+        elif encoder_options:
+            raise ValueError(
+                "encoder_options must be None when encoder is a module; give them to the module, "
+                "or name it: encoder='mlp'"
+            )
         self._model = (model,)
         self.encoder = encoder
 
@@ -294,9 +299,13 @@ class OnlineFilter:
 
         Returns:
             The filtered state and the prediction of the next frame.
+
+        Raises:
+            ValueError: If a shape does not fit the model and the number of streams.
         """
         model = self.guide.model
         dynamics = model.dynamics
+        self._check(x, mask, control, next_control)
         ahead_mask = None if mask is None else mask.unsqueeze(1)
         model.check(x.unsqueeze(1), ahead_mask, None if control is None else control.unsqueeze(1))
         a, _ = self.guide.encoder(hide(x.unsqueeze(1), ahead_mask).squeeze(1))
@@ -309,3 +318,24 @@ class OnlineFilter:
         loc, cov = self.state.loc.to(a.dtype), self.state.cov.to(a.dtype)
         here = matvec(now.emission, self.state.loc).to(a.dtype)
         return FilterUpdate(loc, cov, here, next_a, model.decode(next_a), nats.to(a.dtype))
+
+    def _check(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        control: Tensor | None,
+        next_control: Tensor | None,
+    ) -> None:
+        """Raise a ValueError that names the argument that is not of one step."""
+        batch, controls = self.state.loc.shape[0], (self.guide.model.dynamics.controls,)
+        for name, value, words, tail in (
+            ("x", x, ", *frame", self.guide.model.frame_shape),
+            ("mask", mask, "", ()),
+            ("control", control, ", controls", controls),
+            ("next_control", next_control, ", controls", controls),
+        ):
+            if value is not None and value.shape != (batch, *tail):
+                raise ValueError(
+                    f"{name} must be (batch{words}) = {(batch, *tail)}, one step of each of the "
+                    f"{batch} streams; got shape {tuple(value.shape)}"
+                )

@@ -77,6 +77,7 @@ class KVAE(PyroModule):
     Raises:
         ValueError: For an unknown name; in `forward`, for frames, mask or controls of the wrong
             shape and for values that the likelihood does not allow.
+        TypeError: In `forward`, for frames of another type than the parameters.
 
     Example:
         >>> model = KVAE((1, 8, 8), decoder="mlp")
@@ -110,13 +111,19 @@ class KVAE(PyroModule):
             network = cast(
                 WeightNetwork, get("dynamics", network)(obs, modes, **(weights_options or {}))
             )
+        elif weights_options:
+            raise ValueError(_options_without_name("weights"))
         if isinstance(decoder, str):
             _check_name("decoder", decoder, tuple(DECODERS))
             decoder = DECODERS[decoder](obs, frame_shape, **(decoder_options or {}))
+        elif decoder_options:
+            raise ValueError(_options_without_name("decoder"))
         self.dynamics = MixtureDynamics(
             network, obs, state, modes, controls=controls, **(dynamics_options or {})
         )
         self.decoder = decoder
+        if not pixel_var > 0:
+            raise ValueError(f"pixel_var must be positive; got {pixel_var}")
         if likelihood == "gaussian":
             self.pixel_log_var = nn.Parameter(torch.full(self.frame_shape, pixel_var).log())
         self._estimator = ""
@@ -159,11 +166,14 @@ class KVAE(PyroModule):
         self, batch: int, time: int, mask: Tensor | None = None, controls: Tensor | None = None
     ) -> MixtureSSM:
         r""":math:`p(a \mid u)`, a distribution over sequences of codes; z integrated out."""
+        if batch < 1 or time < 1:
+            raise ValueError(f"batch and time must be at least 1; got {batch} and {time}")
+        self._check_controls(batch, time, controls)
         return MixtureSSM(self.dynamics, batch, time, mask, controls)
 
     def frames(self, a: Tensor, mask: Tensor | None = None) -> dist.Independent:
         r""":math:`\prod_t p(x_t \mid a_t)` of observed frames; codes `(*batch, time, obs)`."""
-        pixels = self.decoder(a)
+        pixels = self._pixels(a)
         if self.likelihood == "bernoulli":
             each = dist.Bernoulli(logits=pixels, validate_args=False)
         else:
@@ -174,8 +184,19 @@ class KVAE(PyroModule):
 
     def decode(self, a: Tensor) -> Tensor:
         """Mean frames `(*batch, *frame)` of codes `(*batch, obs)`; probabilities if binary."""
-        pixels = self.decoder(a)
+        pixels = self._pixels(a)
         return pixels.sigmoid() if self.likelihood == "bernoulli" else pixels
+
+    def _pixels(self, a: Tensor) -> Tensor:
+        """What the decoder makes of the codes, of the right shape."""
+        pixels = self.decoder(a)
+        needed = (*a.shape[:-1], *self.frame_shape)
+        if pixels.shape != needed:
+            raise ValueError(
+                "decoder must map codes (*batch, obs) to (*batch, *frame), "
+                f"{tuple(a.shape)} to {needed}; got shape {tuple(pixels.shape)}"
+            )
+        return pixels
 
     @torch.no_grad()
     def generate(self, batch: int, time: int, controls: Tensor | None = None) -> Generated:
@@ -188,6 +209,9 @@ class KVAE(PyroModule):
 
         Returns:
             Codes `(batch, time, obs)` and mean frames `(batch, time, *frame)`.
+
+        Raises:
+            ValueError: If a number is not positive, or the controls do not fit.
         """
         a = self.prior(batch, time, None, controls).sample()
         return Generated(a, self.decode(a))
@@ -197,23 +221,42 @@ class KVAE(PyroModule):
 
         Under Pyro's validation their values are looked at too.
         """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a tensor; got {type(x).__name__}. Use torch.as_tensor(x)")
         if x.dim() != 2 + len(self.frame_shape) or x.shape[2:] != self.frame_shape:
             raise ValueError(
                 f"x must be (batch, time, *frame) with frame = {self.frame_shape}; "
                 f"got shape {tuple(x.shape)}"
             )
+        dtype = self.dynamics.transition.dtype
+        if x.dtype != dtype:
+            raise TypeError(
+                f"x must have the type of the model's parameters, {dtype}; got {x.dtype}. "
+                f"Use x.to({dtype}), or model.double() and guide.double() for float64"
+            )
         if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
             raise ValueError(
                 f"mask must be bool (batch, time) = {tuple(x.shape[:2])}; "
                 f"got {mask.dtype} of shape {tuple(mask.shape)}"
+                + ("" if mask.dtype == torch.bool else ". Use mask.bool()")
             )
-        size = self.dynamics.controls
-        needed = (*x.shape[:2], size)
-        got = None if controls is None else tuple(controls.shape)
-        if got != needed and not (got is None and size == 0):
-            raise ValueError(f"controls must be (batch, time, {size}) = {needed}; got {got}")
+        self._check_controls(x.shape[0], x.shape[1], controls)
         if is_validation_enabled():
             self._check_values(x, mask, controls)
+
+    def _check_controls(self, batch: int, time: int, controls: Tensor | None) -> None:
+        size = self.dynamics.controls
+        got = None if controls is None else tuple(controls.shape)
+        if size == 0 and controls is not None:
+            raise ValueError(
+                f"controls must be None, since the model was built without; got shape {got}. "
+                "Build it with controls=SIZE to use them"
+            )
+        if size > 0 and got != (batch, time, size):
+            raise ValueError(
+                f"controls must be (batch, time, {size}) = {(batch, time, size)}; got {got}. "
+                f"The model was built with controls={size}"
+            )
 
     def _check_values(self, x: Tensor, mask: Tensor | None, controls: Tensor | None) -> None:
         seen = hide(x, mask)
@@ -237,6 +280,13 @@ def hide(x: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return x
     return torch.where(mask.view(*mask.shape, *(1,) * (x.dim() - 2)), x, torch.zeros_like(x))
+
+
+def _options_without_name(argument: str) -> str:
+    return (
+        f"{argument}_options must be None when {argument} is a module; give them to the module, "
+        f"or name it: {argument}='mlp'"
+    )
 
 
 def _check_name(argument: str, name: str, known: tuple[str, ...]) -> None:

@@ -73,6 +73,7 @@ class FrameEncoder(nn.Module):
         """
         if start not in STARTS:
             raise ValueError(f"start must be one of {', '.join(STARTS)}; got {start!r}")
+        _check_frames(frames, self.frame_shape)
         if start == "random":
             return
         flat = frames.to(self.skip.weight.dtype).flatten(1)
@@ -90,6 +91,18 @@ class FrameEncoder(nn.Module):
         self.skip.bias.copy_(-rows @ mean)
         nn.init.zeros_(self.loc.weight)
         nn.init.zeros_(self.loc.bias)
+
+
+def _check_frames(frames: Tensor, frame_shape: tuple[int, ...]) -> None:
+    if frames.shape[1:] != frame_shape:
+        raise ValueError(
+            f"frames must be (count, *frame) with frame = {frame_shape}; got shape "
+            f"{tuple(frames.shape)}. Of sequences (batch, time, *frame) take x.flatten(0, 1)"
+        )
+    if not frames.isfinite().all():
+        raise ValueError(
+            "frames must be finite; got NaN or infinity. Take those that were observed: x[mask]"
+        )
 
 
 def _coordinates(frame_shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:

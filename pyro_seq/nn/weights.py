@@ -87,10 +87,15 @@ class MLPWeights(WeightNetwork):
         modes: K.
         hidden: Units of each of the two hidden layers.
         window: Number k of past encodings.
+
+    Raises:
+        ValueError: When the window is not positive.
     """
 
     def __init__(self, obs: int, modes: int, hidden: int = 50, window: int = 1) -> None:
         super().__init__()
+        if window < 1:
+            raise ValueError(f"window must be at least 1; got {window}")
         self.window = window
         self.network = nn.Sequential(
             nn.Linear(window * obs, hidden),

@@ -175,5 +175,23 @@ def test_bad_arguments_are_named() -> None:
     model, guide = pair()
     with pytest.raises(ValueError, match="encoder must be one of conv, mlp; got 'resnet'"):
         KalmanGuide(model, "resnet")
-    with pytest.raises(ValueError, match="x must be"):
-        guide.online(2).update(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="encoder_options must be None when encoder is a module"):
+        KalmanGuide(model, guide.encoder, {"hidden": (5,)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(2, 3)}, r"x must be \(batch, \*frame\) = \(2, 1, 5, 6\), one step"),
+        ({"x": torch.zeros(3, *FRAME)}, r"the 2 streams; got shape \(3, 1, 5, 6\)"),
+        ({"mask": torch.ones(2, 4).bool()}, r"mask must be \(batch\) = \(2,\), .*\(2, 4\)"),
+        ({"control": torch.zeros(2, 3)}, r"^control must be \(batch, controls\) = \(2, 1\)"),
+        ({"next_control": torch.zeros(2, 3)}, r"next_control must be .* got shape \(2, 3\)"),
+    ],
+)
+def test_bad_online_input_is_named(change: dict[str, Tensor], message: str) -> None:
+    _, guide = pair()
+    step = {"x": torch.zeros(2, *FRAME), "control": torch.zeros(2, 1)} | change
+    step = {name: value if name == "mask" else value.double() for name, value in step.items()}
+    with pytest.raises(ValueError, match=message):
+        guide.online(2).update(**step)

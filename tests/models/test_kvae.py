@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro
 import pytest
 import torch
@@ -14,6 +16,7 @@ from pyro_seq.distributions import LinearGaussianSSM
 from pyro_seq.guides import KalmanGuide
 from pyro_seq.models import KVAE
 from pyro_seq.models.kvae import ESTIMATORS
+from pyro_seq.nn import StaticWeights
 
 FRAME = (1, 5, 6)
 
@@ -232,9 +235,12 @@ def test_prior_samples_have_its_density() -> None:
         ),
         ({"controls": None}, "controls must be .* got None"),
         ({"controls": torch.full((3, 5, 1), float("nan"))}, "controls must be finite"),
-        ({"x": torch.full((3, 5, *FRAME), float("nan"))}, "x must be finite where it is observed"),
         (
-            {"x": torch.full((3, 5, *FRAME), 0.5)},
+            {"x": torch.full((3, 5, *FRAME), torch.nan).double()},
+            "x must be finite where it is observed",
+        ),
+        (
+            {"x": torch.full((3, 5, *FRAME), 0.5).double()},
             "x must hold zeros and ones .* between 0.5 and 0.5",
         ),
     ],
@@ -246,6 +252,67 @@ def test_bad_input_is_named(change: dict[str, Tensor | None], message: str) -> N
     for module in (model, guide):
         with pytest.raises(ValueError, match=message):
             module(**arguments)
+
+
+def test_frames_of_another_type_are_named() -> None:
+    model, guide = pair()
+    x, _, controls = data()
+    for module in (model, guide):
+        for wrong, got in ((x.float(), "torch.float32"), (x.byte(), "torch.uint8")):
+            with pytest.raises(TypeError, match=rf"x must have the type .*float64; got {got}"):
+                module(wrong, None, controls)
+        with pytest.raises(TypeError, match=r"x must be a tensor; got ndarray. Use torch.as_tens"):
+            module(x.numpy(), None, controls)
+
+
+def test_nothing_is_generated_without_the_controls() -> None:
+    model, _ = pair()
+    with pytest.raises(ValueError, match=r"controls must be .* = \(2, 4, 1\); got None"):
+        model.generate(batch=2, time=4)
+    with pytest.raises(ValueError, match=r"= \(2, 4, 1\); got \(2, 5, 1\)"):
+        model.generate(batch=2, time=4, controls=torch.zeros(2, 5, 1).double())
+    with pytest.raises(ValueError, match="batch and time must be at least 1; got 2 and 0"):
+        model.generate(batch=2, time=0)
+    free, _ = pair(controls=0)
+    with pytest.raises(ValueError, match="controls must be None, since the model was built witho"):
+        free.generate(batch=2, time=4, controls=torch.zeros(2, 4, 1).double())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"modes": 0, "weights": "static"}, "modes must be positive; got 0"),
+        ({"state": -1}, "state must be positive; got -1"),
+        ({"pixel_var": 0.0}, "pixel_var must be positive; got 0.0"),
+        ({"dynamics_options": {"emission_var": -1.0}}, "emission_var must be positive; got -1.0"),
+        ({"weights": "mlp", "weights_options": {"window": 0}}, "window must be at least 1; got 0"),
+        (
+            {"weights": StaticWeights(2, 3), "weights_options": {"hidden": 5}},
+            "weights_options must be None when weights is a module",
+        ),
+        (
+            {"decoder": torch.nn.Linear(2, 30), "decoder_options": {"hidden": 5}},
+            "decoder_options must be None when decoder is a module",
+        ),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        KVAE(FRAME, **{"decoder": "mlp", **options})
+
+
+@pytest.mark.parametrize("network", [torch.nn.Linear(2, 3), StaticWeights])
+def test_only_weight_networks_mix_the_modes(network: Any) -> None:  # noqa: ANN401
+    with pytest.raises(TypeError, match="network must be a WeightNetwork.* got (Linear|StaticW)"):
+        KVAE(FRAME, decoder="mlp", weights=network)
+
+
+def test_a_decoder_of_another_shape_is_named() -> None:
+    model = KVAE(FRAME, decoder=torch.nn.Linear(2, 30))
+    with pytest.raises(
+        ValueError, match=r"decoder must map .* to \(4, 1, 5, 6\); got .* \(4, 30\)"
+    ):
+        model.decode(torch.zeros(4, 2))
 
 
 def test_bad_names_are_named() -> None:

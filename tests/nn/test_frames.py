@@ -86,3 +86,16 @@ def test_bad_arguments_are_named() -> None:
             ValueError, match="frame_shape \\(channels, height, width\\); got \\(5,\\)"
         ):
             network()
+
+
+@pytest.mark.parametrize("start", ["random", "moments", "principal"])
+def test_frames_to_start_from_are_looked_at(start: str) -> None:
+    encoder = MLPEncoder((1, 4, 5), 2)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    with pytest.raises(ValueError, match=r"got shape \(2, 3, 1, 4, 5\).*x.flatten\(0, 1\)"):
+        encoder.start_from(torch.rand(2, 3, 1, 4, 5), start)
+    frames = torch.rand(6, 1, 4, 5)
+    frames[2] = float("nan")
+    with pytest.raises(ValueError, match=r"frames must be finite.*x\[mask\]"):
+        encoder.start_from(frames, start)
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
