@@ -120,10 +120,10 @@ def selected_inverse(factor: Factor, time: int) -> tuple[Tensor, Tensor]:
     Returns:
         Diagonal blocks `(n, n, time, *batch)`, and those below them `(n, n, time - 1, *batch)`.
     """
-    cov, lower = _blocks(_inverse(factor.root), factor.size)
+    cov, lower = _blocks(torch.cholesky_inverse(factor.root), factor.size)
     for level in reversed(factor.levels):
         inverse, weight = level[:, : len(level)], level[:, len(level) :]
-        cross = -product(weight, _around(cov, lower, level.shape[2]))
+        cross = product(weight, _around(cov, lower, level.shape[2])).neg_()
         own = inverse - product(cross, transpose(weight))
         cov, lower = _refined(cov, own, cross)
     return cov[:, :, :time], lower[:, :, : time - 1]
@@ -159,7 +159,7 @@ def selected_inverse_derivative(
         weight = level[:, n:]
         schur = product(transpose(beside), weight) + product(transpose(weight), rest)
         diagonal, lower = _reduced(diagonal, schur)
-    root = _inverse(factor.root)
+    root = torch.cholesky_inverse(factor.root)
     cov, below = _blocks(root, n)
     d_cov, d_below = _blocks(-root @ _dense(diagonal, lower) @ root, n)
     for level, change in zip(reversed(factor.levels), reversed(changes), strict=True):
@@ -200,11 +200,6 @@ def _refined(cov: Tensor, own: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
     n, odd = len(own), own.shape[2]
     lower = _interleave(cross[:, :n], transpose(cross[:, n:]))
     return _interleave(cov[:, :, : odd + 1], own), lower
-
-
-def _inverse(factor: Tensor) -> Tensor:
-    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-    return torch.cholesky_solve(eye, factor)
 
 
 def _blocks(dense: Tensor, n: int) -> tuple[Tensor, Tensor]:
