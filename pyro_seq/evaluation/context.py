@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pyro
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from pyro_seq.data import Batch
 
-__all__ = ["as_batch", "blocks", "evaluating", "place", "stacked"]
+__all__ = ["as_batch", "blocks", "check", "evaluating", "place", "stacked"]
 
 
 @contextlib.contextmanager
@@ -96,7 +97,19 @@ def place(module: nn.Module, batch: Batch) -> Batch:
 
 def as_batch(batch: Tensor | tuple[Tensor, Tensor | None, Tensor | None]) -> Batch:
     """A batch from a batch, a tuple in its order, or x alone."""
-    return Batch(*batch) if isinstance(batch, tuple) else Batch(batch)
+    whole = Batch(*batch) if isinstance(batch, tuple) else Batch(batch)
+    if not isinstance(whole.x, Tensor):
+        raise TypeError(
+            "a batch must be a Batch, or frames in a tensor (batch, time, *frame); got "
+            f"{type(whole.x).__name__}. Use torch.as_tensor, or dataset[:] of a SequenceDataset"
+        )
+    return whole
+
+
+def check(model: Any, batch: Batch) -> None:  # noqa: ANN401
+    """Let a model that can, as KVAE, name the argument that does not fit."""
+    if hasattr(model, "check"):
+        model.check(*batch)
 
 
 def blocks(batch: Batch, size: int) -> Iterator[Batch]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_seq.data import Batch
 from pyro_seq.distributions import LinearGaussianSSM
-from pyro_seq.evaluation.context import as_batch, blocks, evaluating, place, stacked
+from pyro_seq.evaluation.context import as_batch, blocks, check, evaluating, place, stacked
 from pyro_seq.evaluation.impute import decode
 
 __all__ = ["Draws", "posterior_draws"]
@@ -56,7 +56,12 @@ def posterior_draws(
 
     Returns:
         The draws.
+
+    Raises:
+        ValueError: If the number of samples is not positive, or the batch does not fit the model.
     """
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1; got {samples}")
     dynamic = hasattr(guide, "codes") and hasattr(model, "dynamics") and hasattr(model, "decode")
     draw = _from_dynamics if dynamic else _from_traces
     with evaluating(model, guide, seed=seed):
@@ -90,6 +95,7 @@ def _join(parts: list[list[dict[str, Tensor]]]) -> dict[str, Tensor]:
 
 def _from_dynamics(model: Any, guide: Any, part: Batch) -> Draws:  # noqa: ANN401
     x, mask, controls = part
+    check(model, part)
     a = guide.codes(x, mask).sample()
     given = model.dynamics.condition(a, mask, controls)
     ssm = LinearGaussianSSM.from_model(given.model, time=x.shape[1], mask=mask)

@@ -106,7 +106,8 @@ def elbo(
         The bound.
 
     Raises:
-        ValueError: If a site is scaled, is not per sequence, or is in only one of the pair.
+        ValueError: If a site is scaled, is not per sequence, or is in only one of the pair, or if
+            the model observes nothing.
 
     Example:
         >>> from pyro_seq.guides import KalmanGuide
@@ -215,6 +216,11 @@ def _one_pass(model: nn.Module, guide: nn.Module, batch: Batch) -> _Terms:
 
 def _check_match(model_trace: Trace, guide_trace: Trace) -> None:
     """Every latent site must be in both; a site of the guide alone must be marked auxiliary."""
+    if not model_trace.observation_nodes:
+        raise ValueError(
+            "the model must observe x, pyro.sample(..., obs=x), and has no observed site. Are "
+            "model and guide in each other's place?"
+        )
     inferred = {
         name
         for name in guide_trace.stochastic_nodes

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_seq.data import Batch
-from pyro_seq.evaluation.context import blocks, evaluating, place
+from pyro_seq.evaluation.context import blocks, check, evaluating, place
 from pyro_seq.evaluation.impute import decode
 
 __all__ = ["Forecast", "forecast"]
@@ -84,7 +84,7 @@ def _check(
     controls: Tensor | None,
     samples: int | None,
 ) -> Any:  # noqa: ANN401
-    model = getattr(guide, "model", None)
+    model: Any = getattr(guide, "model", None)
     if not all(hasattr(guide, name) for name in ("filter", "codes")) or not all(
         hasattr(model, name) for name in ("decode", "dynamics")
     ):
@@ -94,16 +94,28 @@ def _check(
         )
     if steps < 1 or (samples is not None and samples < 1):
         raise ValueError(f"steps and samples must be at least 1; got {steps} and {samples}")
-    if controls is not None and controls.shape[1] != x.shape[1] + steps:
-        raise ValueError(
-            f"controls must cover the context and the forecast, (batch, {x.shape[1] + steps}, "
-            f"control); got shape {tuple(controls.shape)}"
-        )
-    return model
+    needed = (x.shape[0], x.shape[1] + steps)
+    if getattr(model.dynamics, "controls", 0) and controls is None:
+        got = "None"
+    elif controls is not None and controls.shape[:2] != needed:
+        got = f"shape {tuple(controls.shape)}"
+    else:
+        return model
+    raise ValueError(
+        "controls must cover the context and the forecast, (batch, time + steps, control) = "
+        f"({needed[0]}, {needed[1]}, control); got {got}"
+    )
+
+
+def _check_context(model: Any, part: Batch) -> None:  # noqa: ANN401
+    """Look at the context alone, so that a message speaks of the shapes that were given."""
+    controls = None if part.controls is None else part.controls[:, : part.x.shape[1]]
+    check(model, part._replace(controls=controls))
 
 
 def _mean(guide: Any, part: Batch, steps: int) -> Tensor:  # noqa: ANN401
     """Filter on with missing frames: mean codes `(batch, steps, obs)`."""
+    _check_context(guide.model, part)
     x, mask, controls = part
     seen = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
     x = torch.cat([x, x.new_zeros(x.shape[0], steps, *x.shape[2:])], 1)
@@ -113,6 +125,7 @@ def _mean(guide: Any, part: Batch, steps: int) -> Tensor:  # noqa: ANN401
 
 def _draw(guide: Any, part: Batch, steps: int, samples: int) -> Tensor:  # noqa: ANN401
     """Drawn codes `(samples, batch, steps, obs)`."""
+    _check_context(guide.model, part)
     dynamics = guide.model.dynamics
     count, time = part.x.shape[:2]
     a = guide.codes(part.x, part.mask).sample((samples,)).flatten(0, 1)

@@ -39,7 +39,7 @@ def wrong_pixels(
         The counts of each sequence.
 
     Raises:
-        ValueError: If shapes do not fit together.
+        ValueError: If shapes do not fit together, or a frame that is compared holds NaN.
     """
     if x.shape != x_hat.shape or mask.shape != x.shape[:2]:
         raise ValueError(
@@ -47,6 +47,12 @@ def wrong_pixels(
             f"{tuple(x.shape)}, {tuple(x_hat.shape)} and {tuple(mask.shape)}"
         )
     hidden = ~mask if known is None else ~mask & known
+    for name, frames in (("x", x), ("x_hat", x_hat)):
+        if frames[hidden].isnan().any():
+            raise ValueError(
+                f"{name} must be known in the frames that are compared; got NaN. Frames of x that "
+                "nobody knows are left out by known, bool (batch, time), False there"
+            )
     differ = ((x > threshold) != (x_hat > threshold)).flatten(2).sum(-1)
     pixels = x[0, 0].numel()
     return WrongPixels(torch.where(hidden, differ, 0).sum(-1), hidden.sum(-1) * pixels)
@@ -68,7 +74,7 @@ def hamming(
         The fraction; NaN if no frame was hidden.
 
     Raises:
-        ValueError: If shapes do not fit together.
+        ValueError: If shapes do not fit together, or a frame that is compared holds NaN.
 
     Example:
         >>> x = torch.tensor([[[1.0, 0.0], [1.0, 1.0]]])

@@ -69,8 +69,8 @@ def plot_strips(
     """Show videos as rows of frames; frames that were hidden have a red edge.
 
     Args:
-        rows: One video per label, `(time, 1 | 3, height, width)` or `(time, height, width)`, with
-            values from 0 to 1. NaN is drawn grey.
+        rows: One video per label, `(time, 1 | 3, height, width)` or `(time, height, width)`.
+            Values below 0 are drawn as 0, those above 1 as 1, and NaN grey.
         mask: bool `(time,)`, True where a frame was observed.
         axes: Where to draw; a new figure by default.
 
@@ -302,7 +302,8 @@ def _strip(label: str, video: Tensor) -> np.ndarray:
             f"rows[{label!r}] must be (time, 1 or 3, height, width) or (time, height, width); "
             f"got shape {tuple(video.shape)}"
         )
-    return video.detach().cpu().numpy()
+    frames = video.detach().cpu().numpy()
+    return frames.clip(0, 1) if video.is_floating_point() else frames
 
 
 def _one(batch: Batch, sequence: int) -> Batch:

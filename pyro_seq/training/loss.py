@@ -50,7 +50,7 @@ class SequenceLoss(nn.Module):
         per: n counts observed steps ("step") or sequences with an observed step ("sequence").
 
     Raises:
-        ValueError: ``per`` is neither of the two.
+        ValueError: ``per`` is neither of the two, or the guide stands in the model's place.
         TypeError: ``elbo`` has no ``differentiable_loss``.
     """
 
@@ -65,6 +65,10 @@ class SequenceLoss(nn.Module):
         super().__init__()
         if per not in ("step", "sequence"):
             raise ValueError(f"per must be 'step' or 'sequence', got {per!r}")
+        if getattr(model, "model", None) is guide:
+            raise ValueError(
+                "model and guide are in each other's place; use SequenceLoss(model, guide)"
+            )
         elbo = DeviceTraceELBO() if elbo is None else elbo
         if not hasattr(elbo, "differentiable_loss"):
             raise TypeError(

@@ -206,6 +206,16 @@ def test_importing_and_evaluating_loads_no_arviz() -> None:
     assert done.stdout.strip() == "set()"
 
 
+def test_what_does_not_fit_is_named() -> None:
+    model, guide = kvae_pair("mlp", controls=2)
+    batch = kvae_batch()
+    with pytest.raises(ValueError, match="samples must be at least 1; got 0"):
+        posterior_draws(model, guide, batch, samples=0)
+    for controls, got in ((None, "None"), (torch.ones(5, 8, 1), r"\(5, 8, 1\)")):
+        with pytest.raises(ValueError, match=rf"controls must be .*\(5, 8, 2\); got {got}"):
+            to_arviz(model, guide, batch._replace(controls=controls), samples=1, iwae_samples=1)
+
+
 def test_batch_forms_agree() -> None:
     pair, batch = kvae_pair(), kvae_batch()
     with_all = batch._replace(mask=torch.ones_like(batch.mask))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
@@ -268,6 +269,18 @@ def test_what_is_no_bound_is_refused(fault: str, message: str) -> None:
     x = factor_batch(masked=False).x
     with pytest.raises(ValueError, match=message):
         elbo(OddModel(fault), OddGuide(fault), x)
+
+
+def test_a_pair_in_the_wrong_order_is_refused() -> None:
+    model, guide = kvae_pair()
+    for bound in (elbo, partial(iwae, samples=2)):
+        with pytest.raises(ValueError, match="Are model and guide in each other's place"):
+            bound(guide, model, kvae_batch())
+
+
+def test_frames_of_another_kind_are_named() -> None:
+    with pytest.raises(TypeError, match="frames in a tensor .* got ndarray. Use torch.as_tensor"):
+        elbo(*kvae_pair(), kvae_batch().x.numpy())
 
 
 def test_steps_inside_a_plate_are_summed() -> None:

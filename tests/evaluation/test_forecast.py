@@ -143,8 +143,13 @@ def test_controls_steer_the_future() -> None:
         )
         assert torch.equal(now.a[..., :1, :], then.a[..., :1, :])
         assert not torch.allclose(now.a[..., 1:, :], then.a[..., 1:, :])
-    with pytest.raises(ValueError, match=r"\(batch, 11, control\)"):
-        forecast(guide, x, 3, mask, controls[:, :8])
+    for samples in (None, 2):
+        with pytest.raises(ValueError, match=r"\(5, 11, control\); got shape \(5, 8, 1\)"):
+            forecast(guide, x, 3, mask, controls[:, :8], samples=samples)
+        with pytest.raises(ValueError, match=r"\(5, 11, control\); got None"):
+            forecast(guide, x, 3, mask, samples=samples)
+        with pytest.raises(ValueError, match=r"= \(5, 8, 1\); got \(5, 8, 2\)"):
+            forecast(guide, x, 3, mask, controls.repeat(1, 1, 2), samples=samples)
 
 
 def test_errors_say_what_is_wrong() -> None:
@@ -152,5 +157,10 @@ def test_errors_say_what_is_wrong() -> None:
     x = kvae_batch().x
     with pytest.raises(ValueError, match="steps and samples must be at least 1"):
         forecast(guide, x, 0)
+    for samples in (None, 2):
+        with pytest.raises(ValueError, match=r"x must be .* got shape \(5, 8, 16\)"):
+            forecast(guide, x.flatten(2), 3, samples=samples)
+        with pytest.raises(ValueError, match=r"mask must be .* \(5, 8\); got .* \(5, 7\)"):
+            forecast(guide, x, 3, torch.ones(5, 7, dtype=torch.bool), samples=samples)
     with pytest.raises(TypeError, match="FactorGuide has not"):
         forecast(FactorGuide(FactorModel()), x, 2)

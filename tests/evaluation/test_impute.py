@@ -42,6 +42,12 @@ def test_hamming_by_hand() -> None:
     assert math.isnan(hamming(x, guess, torch.ones(2, 3, dtype=torch.bool)))
     with pytest.raises(ValueError, match=r"got shapes .* and \(3,\)"):
         hamming(x, guess, mask[0])
+    x[1, 2] = float("nan")
+    with pytest.raises(ValueError, match="^x must be known in the frames that are compared; got"):
+        hamming(x, guess, mask)
+    assert hamming(x, guess, mask, known) == 1 / 4
+    with pytest.raises(ValueError, match="^x_hat must be known"):
+        hamming(guess, x, mask)
 
 
 def test_copy_last_by_hand() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -38,6 +39,11 @@ def test_strips_show_every_frame_and_mark_the_hidden_ones() -> None:
     axes.figure.canvas.draw()
     given = plt.figure().add_subplot()
     assert plot_strips({"a": video[:, 0]}, axes=given) is given
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bright = plot_strips({"noisy": 3 * torch.randn(5, 3, 4, 6)})
+        bright.figure.canvas.draw()
+    assert all(0 <= i.get_array().min() and i.get_array().max() <= 1 for i in bright.get_images())
     with pytest.raises(ValueError, match=r"rows\['flat'\] must be .* got shape \(5, 24\)"):
         plot_strips({"flat": video.flatten(1)})
 

@@ -14,7 +14,9 @@ from torch.distributions import Normal
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_seq.data import Batch
+from pyro_seq.guides import KalmanGuide
 from pyro_seq.inference import DeviceTraceELBO, site_scale
+from pyro_seq.models import KVAE
 from pyro_seq.training import SequenceLoss
 from tests.training.toys import ToyGuide, ToyModel, toy_batch, toy_pair
 
@@ -225,6 +227,13 @@ def test_weight_can_be_a_tensor() -> None:
     a = SequenceLoss(*pair, site_weights={"x": weight})(batch)
     b = SequenceLoss(*pair, site_weights={"x": 0.3})(batch)
     torch.testing.assert_close(a, b)
+
+
+def test_a_pair_in_the_wrong_order_is_refused() -> None:
+    model = KVAE((1, 4, 4), decoder="mlp")
+    guide = KalmanGuide(model, "mlp")
+    with pytest.raises(ValueError, match=r"use SequenceLoss\(model, guide\)"):
+        SequenceLoss(guide, model)
 
 
 def test_unknown_unit() -> None:
