@@ -50,6 +50,26 @@ def test_data_set_checks_what_it_is_given() -> None:
         SequenceDataset(torch.zeros(2, 3, 1), lengths=[3, 4])
 
 
+def test_slices_are_batches() -> None:
+    dataset = SequenceDataset(torch.arange(24.0).view(4, 3, 2), lengths=[1, 2, 3, 1])
+    for part, rows in ((dataset[:2], [0, 1]), (dataset[1::2], [1, 3]), (dataset[:], range(4))):
+        assert torch.equal(part.x, dataset[rows].x) and torch.equal(part.mask, dataset[rows].mask)
+    assert dataset[:2].x.shape == (2, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (Batch(torch.ones(2, 3, 1)), r"got a Batch. Use SequenceDataset\(\*batch\)"),
+        ([torch.ones(3, 2), torch.ones(4, 2)], r"x: expected a tensor .* got list .*pad_sequen"),
+        ("path", "got str"),
+    ],
+)
+def test_what_is_no_array_is_named(x: object, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        SequenceDataset(x)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("sequences", [24, 25, 27, 31, 47])
