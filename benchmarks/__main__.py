@@ -21,7 +21,7 @@ from benchmarks import kvae_step, state_space
 from benchmarks.harness import machine
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "results" / "bench.json"
-KVAE_STEPS = {f"kvae_step_{decoder}": decoder for decoder in kvae_step.DECODERS}
+KVAE_STEPS = {f"kvae_step_{networks}": networks for networks in kvae_step.NETWORKS}
 NAMES = (*state_space.COMPARISONS, "memory", *KVAE_STEPS)
 
 
@@ -31,9 +31,11 @@ def run(name: str, repetitions: int) -> tuple[dict, list[str]]:
         row = state_space.run_memory()
         return row, state_space.describe_memory(row)
     if name in KVAE_STEPS:
-        decoder = KVAE_STEPS[name]
-        row = kvae_step.run_step(decoder, max(3, repetitions // (10 if decoder == "conv" else 3)))
-        return row, kvae_step.describe_step(decoder, row)
+        networks = KVAE_STEPS[name]
+        row = kvae_step.run_step(
+            networks, max(3, repetitions // (10 if networks == "conv" else 3))
+        )
+        return row, kvae_step.describe_step(networks, row)
     comparison = state_space.COMPARISONS[name]
     fraction = 1 if comparison.time < 100 else 3
     row = state_space.run_comparison(comparison, max(3, repetitions // fraction))

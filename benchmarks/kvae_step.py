@@ -10,16 +10,16 @@ from pyro_seq.guides.kalman import KalmanGuide
 from pyro_seq.models.kvae import KVAE
 from pyro_seq.training.loss import SequenceLoss
 
-DECODERS = ("mlp", "conv")
+NETWORKS = ("mlp", "conv")
 WHOLE = "whole step"
 Row = dict[str, float | dict[str, float]]
 
 
-def make_steps(decoder: str, batch: int, time: int, size: int) -> dict[str, Step]:
+def make_steps(networks: str, batch: int, time: int, size: int) -> dict[str, Step]:
     """The whole step, and each part alone, forward and backward."""
     torch.manual_seed(0)
-    model = KVAE((1, size, size), decoder=decoder)
-    guide = KalmanGuide(model)
+    model = KVAE((1, size, size), decoder=networks)
+    guide = KalmanGuide(model, networks)
     loss = SequenceLoss(model, guide)
     optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3)
     x = (torch.rand(batch, time, 1, size, size) < 0.05).float()
@@ -54,10 +54,10 @@ def make_steps(decoder: str, batch: int, time: int, size: int) -> dict[str, Step
 
 
 def run_step(
-    decoder: str, repetitions: int, batch: int = 32, time: int = 20, size: int = 32
+    networks: str, repetitions: int, batch: int = 32, time: int = 20, size: int = 32
 ) -> Row:
     """Costs of the parts; what they leave of the whole step is Pyro and the loss."""
-    steps = make_steps(decoder, batch, time, size)
+    steps = make_steps(networks, batch, time, size)
     costs = {name: cost._asdict() for name, cost in compare(steps, repetitions).items()}
     parts = ("encoder", "decoder", "Kalman and weight network", "optimizer")
     rest = {
@@ -67,10 +67,10 @@ def run_step(
     return {"batch": batch, "time": time, "size": size, **costs, "Pyro and the rest": rest}
 
 
-def describe_step(decoder: str, row: Row) -> list[str]:
+def describe_step(networks: str, row: Row) -> list[str]:
     """A line per part, with its share of the whole step's CPU time."""
     whole = Cost(**row[WHOLE]).cpu_ms
-    lines = [f"KVAE step, {decoder} decoder, batch {row['batch']}, T {row['time']}:"]
+    lines = [f"KVAE step, {networks} networks, batch {row['batch']}, T {row['time']}:"]
     for name, cost in row.items():
         if isinstance(cost, dict):
             share = cost["cpu_ms"] / whole
