@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import warnings
@@ -16,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_seq.data import Batch
+from pyro_seq.data import Batch, SequenceDataset
 from pyro_seq.training.callbacks import Callback
 from pyro_seq.training.checkpoint import load_checkpoint
 from pyro_seq.training.distributed import rank, world_size, wrap
@@ -79,8 +80,9 @@ def fit(
 
     Args:
         loss: the loss; its model and guide are trained in place.
-        train: batches of an epoch, iterated anew in each: ``pyro_seq.data.batches(...)``, a
-            ``torch.utils.data.DataLoader`` or a list. ``set_epoch(epoch)`` is called where it has
+        train: batches of an epoch, iterated anew in each: ``pyro_seq.data.batches(...)``, a list,
+            or a ``torch.utils.data.DataLoader`` that gives a ``Batch`` (see
+            ``pyro_seq.data.SequenceDataset``). ``set_epoch(epoch)`` is called where it has
             one, and told the first batch wanted where that takes ``start``.
         validation: batches for the loss after each epoch; it draws the same noise in each, and
             leaves the random numbers of training as they were.
@@ -93,9 +95,11 @@ def fit(
         precision: "bfloat16" runs the networks under autocast; linear algebra stays as it is.
         checkpoint_dir: folder of checkpoints, written at the end of each epoch.
         resume: go on from ``checkpoint_dir``, or from a checkpoint folder given here; with nothing
-            there yet the run starts anew, with a warning.
+            there yet the run starts anew, with a warning. Weights and the state of the optimizer,
+            learning rates included, are the checkpoint's.
         checkpoint_every: steps between further checkpoints.
-        config: JSON description of the run, kept beside the checkpoint.
+        config: JSON description of the run, kept beside the checkpoint; a run that resumes with
+            another one warns of what differs.
         early_stopping: epochs without a better validation loss after which training ends.
         loggers: where measures go, every ``log_every`` steps and after each epoch.
         callbacks: called at the end of steps and epochs.
@@ -107,6 +111,8 @@ def fit(
 
     Raises:
         ValueError: an argument is out of its range or does not go with another.
+        TypeError: ``train`` or ``validation`` is a data set or a tensor and no batches, or the
+            optimizer is none of torch's.
         NonFiniteLossError: the loss, a gradient or a parameter became infinite or NaN.
         CheckpointError: a checkpoint cannot be written, or the one to resume from is damaged or of
             another run.
@@ -133,20 +139,39 @@ def fit(
     pyro.set_rng_seed(seed + rank())
     state = RunState(plain, optimizer, schedule, callbacks)
     if resume:
-        _resume(state, options.checkpoint_dir if resume is True else Path(resume))
+        folder = options.checkpoint_dir if resume is True else Path(resume)
+        _resume(state, folder, options.config)
+    elif options.checkpoint_dir is not None and (options.checkpoint_dir / "latest").exists():
+        warnings.warn(
+            f"{options.checkpoint_dir} holds checkpoints of an earlier run, which those of this "
+            "run replace; pass resume=True to go on from them",
+            stacklevel=2,
+        )
     run = Run(state, wrap(loss), train, validation, options)
     run.execute()
     context = state.context
     return FitResult(context.history, run.best(), state.best_weights, context.step, state.seconds)
 
 
-def _resume(state: RunState, folder: Path | None) -> None:
+def _resume(state: RunState, folder: Path | None, config: Mapping[str, Any]) -> None:
     assert folder is not None
     checkpoint = load_checkpoint(folder)
     if checkpoint is None:
         warnings.warn(f"no checkpoint in {folder} to resume from: starting anew", stacklevel=3)
         return
     state.restore(checkpoint)
+    now, then = json.loads(json.dumps(dict(config), default=str)), checkpoint.config
+    changes = [
+        f"{key}: {then.get(key)!r} there, {now.get(key)!r} here"
+        for key in sorted(now | then)
+        if now.get(key) != then.get(key)
+    ]
+    if config and changes:
+        warnings.warn(
+            f"config differs from that of {checkpoint.path}: {'; '.join(changes)}. Weights, "
+            "optimizer and learning rates are those of the checkpoint",
+            stacklevel=3,
+        )
 
 
 def _check(
@@ -157,6 +182,7 @@ def _check(
     options: Options,
     resume: bool | str | os.PathLike[str],
 ) -> None:
+    _check_types(train, validation, optimizer)
     for name, least in (
         ("epochs", 1),
         ("log_every", 1),
@@ -181,6 +207,21 @@ def _check(
             "same batches; make it with batches(..., rank=rank(), world_size=world_size())"
         )
     _check_optimizer(loss, optimizer)
+
+
+def _check_types(train: object, validation: object, optimizer: object) -> None:
+    for name, value in (("train", train), ("validation", validation)):
+        if isinstance(value, Tensor | Batch | SequenceDataset):
+            raise TypeError(
+                f"{name} must be batches that can be iterated anew, such as "
+                "pyro_seq.data.batches(dataset, batch_size) or a list of Batch; got "
+                f"{type(value).__name__}"
+            )
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"optimizer must be one of torch.optim; got {type(optimizer).__name__}. Those of "
+            "pyro.optim go with pyro.infer.SVI"
+        )
 
 
 def _check_optimizer(loss: SequenceLoss, optimizer: Optimizer) -> None:

@@ -120,6 +120,11 @@ class Run:
 
     def _step(self, batch: Batch) -> None:
         context, options = self.context, self.options
+        if not isinstance(batch, Batch):
+            raise TypeError(
+                f"train must give batches of type Batch; got {type(batch).__name__}. "
+                "Use pyro_seq.data.Batch(x, mask, controls)"
+            )
         self.loss.train()
         try:
             values = train_step(

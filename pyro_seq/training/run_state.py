@@ -93,6 +93,7 @@ class RunState:
         return {
             "module": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "optimizer_class": type(self.optimizer).__name__,
             "schedule": None if schedule is None else schedule.state_dict(),
             "callbacks": [callback.state_dict() for callback in self.callbacks],
             "random": random_states,
@@ -133,6 +134,10 @@ class RunState:
             raise ValueError(
                 f"it has {len(state['callbacks'])} callbacks, this run {len(self.callbacks)}"
             )
+        here = type(self.optimizer).__name__
+        there = state.get("optimizer_class", here)
+        if there != here:
+            raise ValueError(f"its optimizer is {there}, that of this run {here}")
         self.loss.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from pyro_seq.data import Batch
 from pyro_seq.training.loss import SequenceLoss
@@ -15,9 +16,9 @@ class SVI:
     """Stochastic variational inference in the shape of Pyro's own, for code written against it.
 
     ``pyro.infer.SVI(model, guide, optim, loss)`` itself trains the same pairs, through Pyro's
-    global parameter store; this one has a torch optimizer and leaves the store alone. Its losses
-    are means (per observed step, or per sequence), not sums, and both calls wait for the device:
-    ``fit`` does not.
+    global parameter store; this one has a torch optimizer and leaves the store alone. Both calls
+    take ``x, mask, controls`` as Pyro's do, or a ``Batch``. Their losses are means (per observed
+    step, or per sequence), not sums, and they wait for the device: ``fit`` does not.
 
     Args:
         loss: loss of a model and guide pair.
@@ -43,13 +44,18 @@ class SVI:
         self.clip_norm = clip_norm
         self.precision: Precision = precision
 
-    def step(self, batch: Batch) -> float:
+    def step(
+        self,
+        batch: Tensor | tuple[Tensor, Tensor | None, Tensor | None],
+        mask: Tensor | None = None,
+        controls: Tensor | None = None,
+    ) -> float:
         """One gradient step; returns the loss of the batch before it, in nats."""
         self.loss.train()
-        batch = batch.to(next(self.loss.parameters()).device)
+        whole = self._batch(batch, mask, controls)
         values = train_step(
             self.loss,
-            batch,
+            whole,
             self.optimizer,
             clip_norm=self.clip_norm,
             precision=self.precision,
@@ -57,12 +63,27 @@ class SVI:
         return float(values.loss)
 
     @torch.no_grad()
-    def evaluate_loss(self, batch: Batch) -> float:
+    def evaluate_loss(
+        self,
+        batch: Tensor | tuple[Tensor, Tensor | None, Tensor | None],
+        mask: Tensor | None = None,
+        controls: Tensor | None = None,
+    ) -> float:
         """Loss of the batch, in nats, with the networks in evaluation mode."""
         training = self.loss.training
         self.loss.eval()
-        batch = batch.to(next(self.loss.parameters()).device)
-        with autocast(batch.x.device, self.precision):
-            value = float(self.loss(batch))
+        whole = self._batch(batch, mask, controls)
+        with autocast(whole.x.device, self.precision):
+            value = float(self.loss(whole))
         self.loss.train(training)
         return value
+
+    def _batch(
+        self,
+        batch: Tensor | tuple[Tensor, Tensor | None, Tensor | None],
+        mask: Tensor | None,
+        controls: Tensor | None,
+    ) -> Batch:
+        """The arguments of a call as a batch on the device of the loss."""
+        whole = Batch(*batch) if isinstance(batch, tuple) else Batch(batch, mask, controls)
+        return whole.to(next(self.loss.parameters()).device)

@@ -323,6 +323,29 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
         run(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"train": toy_batch()}, "train must be batches .* got Batch"),
+        ({"train": toy_batch().x}, "train must be batches .* got Tensor"),
+        (
+            {"validation": SequenceDataset(*toy_batch())},
+            r"validation must be .*batches\(dataset, batch_size\) .* got SequenceDataset",
+        ),
+        ({"train": [toy_batch().x]}, "train must give batches of type Batch; got Tensor"),
+    ],
+)
+def test_what_holds_no_batches_is_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        run(**arguments)
+
+
+def test_optimizers_of_pyro_are_refused() -> None:
+    loss = SequenceLoss(*toy_pair())
+    with pytest.raises(TypeError, match="torch.optim; got PyroOptim. .* go with pyro.infer.SVI"):
+        fit(loss, ToyBatches(), epochs=1, optimizer=pyro.optim.Adam({"lr": 0.1}))
+
+
 def test_optimizer_of_other_parameters() -> None:
     loss, other = SequenceLoss(*toy_pair()), SequenceLoss(*toy_pair())
     with pytest.raises(ValueError, match="holds no parameter of the loss"):

@@ -9,8 +9,10 @@ import json
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -127,3 +129,44 @@ def foreign_run_is_refused(folder: Path) -> None:
         load_weights(torch.nn.Linear(2, 2), folder)
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         load_weights(loss, folder / "nowhere")
+
+
+def resumable(folder: Path, rate: float = 1e-2, **arguments: Any) -> torch.optim.Optimizer:  # noqa: ANN401
+    loss = SequenceLoss(*toy_pair())
+    optimizer = torch.optim.Adam(loss.parameters(), rate)
+    fit(loss, ToyBatches(), optimizer=optimizer, checkpoint_dir=folder, **arguments)
+    return optimizer
+
+
+def test_another_config_is_warned_about(tmp_path: Path) -> None:
+    config = {"rate": 1e-2, "sizes": (3, 4), "name": "toy"}
+    resumable(tmp_path, epochs=1, config=config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resumable(tmp_path, epochs=2, config=config, resume=True)
+        resumable(tmp_path / "new", epochs=1)
+    message = r"latest: more: None there, 1 here; rate: 0.01 there, 0.5 here. Weights"
+    with pytest.warns(UserWarning, match=message):
+        changed = {**config, "rate": 0.5, "more": 1}
+        optimizer = resumable(tmp_path, 0.5, epochs=3, config=changed, resume=True)
+    assert optimizer.param_groups[0]["lr"] == 1e-2
+
+
+def test_an_earlier_run_is_not_replaced_in_silence(tmp_path: Path) -> None:
+    resumable(tmp_path, epochs=1)
+    with pytest.warns(UserWarning, match="checkpoints of an earlier run.*resume=True to go on"):
+        resumable(tmp_path, epochs=1)
+
+
+def test_another_optimizer_is_refused(tmp_path: Path) -> None:
+    resumable(tmp_path, epochs=1)
+    loss = SequenceLoss(*toy_pair())
+    with pytest.raises(CheckpointError, match="its optimizer is Adam, that of this run SGD"):
+        fit(
+            loss,
+            ToyBatches(),
+            epochs=2,
+            optimizer=torch.optim.SGD(loss.parameters(), 0.1),
+            checkpoint_dir=tmp_path,
+            resume=True,
+        )

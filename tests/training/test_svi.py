@@ -94,6 +94,18 @@ def test_fit_goes_on_where_genuine_svi_stopped_and_back() -> None:
     assert not any(map(torch.equal, before, weights(loss)))
 
 
+def test_a_batch_or_its_parts() -> None:
+    """The arguments of Pyro's own class, and a batch, give the same losses."""
+    x, mask, controls = toy_batch()
+    values = []
+    for arguments in ((toy_batch(),), ((x, mask, controls),), (x, mask, controls), (x, mask)):
+        loss = SequenceLoss(*toy_pair())
+        svi = SVI(loss, torch.optim.SGD(loss.parameters(), 0.1))
+        pyro.set_rng_seed(0)
+        values.append((svi.evaluate_loss(*arguments), svi.step(*arguments)))
+    assert len(set(values)) == 1
+
+
 def test_evaluation_changes_nothing() -> None:
     loss = SequenceLoss(*toy_pair())
     svi = SVI(loss, torch.optim.SGD(loss.parameters(), 0.1), clip_norm=1.0)
