@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from pyro_seq.distributions.linear_gaussian_posterior import LinearGaussianPosterior
-from pyro_seq.distributions.shapes import check_mask, check_shapes
+from pyro_seq.distributions.shapes import broadcast, check_mask, check_shapes
 from pyro_seq.ops import kalman
 from pyro_seq.ops.kalman import Filtered, LinearGaussian
 from pyro_seq.ops.linalg import check_positive_definite, cholesky, matvec, no_autocast
@@ -95,7 +95,7 @@ class LinearGaussianSSM(TorchDistribution):
         obs = emission.shape[-2]
         self._observed = None if mask is None else check_mask(mask, steps, obs, len(batch))
         if self._observed is not None:
-            batch = torch.broadcast_shapes(batch, self._observed.shape[:-2])
+            batch = broadcast("mask", "time, obs", self._observed.shape, batch)
         super().__init__(batch, torch.Size((steps, obs)), validate_args=validate_args)
         self._check_covariances()
 
@@ -141,13 +141,7 @@ class LinearGaussianSSM(TorchDistribution):
     def _arguments(self, value: Tensor) -> tuple[LinearGaussian, Tensor, Tensor | None]:
         """Parameters, value and mask in float64 with the batch dimensions of both."""
         self._check_value(value)
-        try:
-            batch = torch.broadcast_shapes(value.shape[:-2], self.batch_shape)
-        except RuntimeError as error:
-            raise ValueError(
-                "value must be (*sample, *batch, time, obs) with batch = "
-                f"{tuple(self.batch_shape)}; got shape {tuple(value.shape)}"
-            ) from error
+        batch = broadcast("value", "time, obs", value.shape, self.batch_shape)
         observed = self._observed
         if observed is not None:
             observed = observed.expand(*batch, *self.event_shape)
@@ -167,6 +161,7 @@ class LinearGaussianSSM(TorchDistribution):
                 f"value must end in (time, obs) = {tuple(self.event_shape)}; "
                 f"got shape {tuple(value.shape)}"
             )
+        broadcast("value", "time, obs", value.shape, self.batch_shape)
         if self._validate_args:
             fine = torch.isfinite(value)
             if self._observed is not None:
@@ -176,6 +171,14 @@ class LinearGaussianSSM(TorchDistribution):
                     "value must be finite where it is observed; got NaN or infinity. "
                     "Set mask False where a value is missing"
                 )
+
+    def _check_latent(self, latent: Tensor, name: str = "latent") -> None:
+        needed = (self.event_shape[0], self.state_size)
+        if latent.shape[-2:] != needed:
+            raise ValueError(
+                f"{name} must end in (time, state) = {needed}; got shape {tuple(latent.shape)}"
+            )
+        broadcast(name, "time, state", latent.shape, self.batch_shape)
 
     def _validate_sample(self, value: Tensor) -> None:
         self._check_value(value)
@@ -224,6 +227,7 @@ class LinearGaussianSSM(TorchDistribution):
         Args:
             latent: z, `(*sample, *batch, time, state)`.
         """
+        self._check_latent(latent)
         dtype = self._dtype(latent)
         with no_autocast(latent.device):
             model = self._model.to(torch.float64)
@@ -241,6 +245,7 @@ class LinearGaussianSSM(TorchDistribution):
         Returns:
             `(*sample, *batch)`.
         """
+        self._check_latent(latent)
         with no_autocast(value.device):
             model, a, observed = self._arguments(value)
             total = _log_joint(model, latent.to(torch.float64), a, observed)
@@ -281,6 +286,7 @@ class LinearGaussianSSM(TorchDistribution):
             loc: m, `(*batch, time, state)`.
             cov: P, `(*batch, time, state, state)`.
         """
+        self._check_latent(loc, "loc")
         with no_autocast(loc.device):
             model = self._model.to(torch.float64)
             mean = matvec(model.emission, loc.to(torch.float64))
@@ -297,7 +303,22 @@ class LinearGaussianSSM(TorchDistribution):
             future: A model of H steps whose matrices govern them. Its first transition, offset and
                 transition covariance lead from step T to T + 1; its initial moments and its mask
                 are not used.
+
+        Raises:
+            TypeError: If the future is a number of steps or something else.
+            ValueError: If its states are of another size.
         """
+        if not isinstance(future, LinearGaussianSSM):
+            raise TypeError(
+                "future must be a LinearGaussianSSM of the steps to come; got "
+                f"{type(future).__name__}. Where every matrix is constant use "
+                "LinearGaussianSSM.from_model(ssm.model, time=steps)"
+            )
+        if future.state_size != self.state_size:
+            raise ValueError(
+                f"future must have states of {self.state_size} coordinates, as the model that it "
+                f"goes on from; got {future.state_size}"
+            )
         filtered = self.filter(value)
         now = future.model.at(0)
         loc, cov = kalman.predict(
@@ -317,6 +338,12 @@ class LinearGaussianSSM(TorchDistribution):
         latent = self.latent_prior().mean
         with no_autocast(latent.device):
             return matvec(self._model.emission, latent)
+
+    @property
+    def variance(self) -> Tensor:
+        r""":math:`\mathrm{Var}(a)` of every coordinate, `(*batch, time, obs)`."""
+        states = self.latent_prior().smoothed
+        return self.observe(states.loc, states.cov)[1].diagonal(dim1=-2, dim2=-1)
 
 
 def _log_joint(model: LinearGaussian, z: Tensor, a: Tensor, observed: Tensor | None) -> Tensor:

@@ -7,7 +7,18 @@ from torch import Tensor
 
 from pyro_seq.ops.kalman import LinearGaussian
 
-__all__ = ["check_mask", "check_shapes"]
+__all__ = ["broadcast", "check_mask", "check_shapes"]
+
+
+def broadcast(name: str, words: str, shape: torch.Size, batch: torch.Size) -> torch.Size:
+    """The joint batch shape of an argument and the distribution, or an error that names it."""
+    try:
+        return torch.broadcast_shapes(shape[:-2], batch)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name} must be (*sample, *batch, {words}) with batch = {tuple(batch)}; "
+            f"got shape {tuple(shape)}"
+        ) from error
 
 
 def check_mask(mask: Tensor, steps: int, obs: int, batch_rank: int) -> Tensor:
@@ -38,6 +49,8 @@ def check_shapes(model: LinearGaussian, time: int | None) -> tuple[int, torch.Si
     lengths, batches = _lengths_and_batches(model)
     if time is None and max(lengths.values()) == 1:
         raise ValueError("time must be given when every matrix is constant; got None")
+    if time is not None and time < 1:
+        raise ValueError(f"time must be at least 1; got {time}")
     steps = time if time is not None else max(lengths.values())
     for name, length in lengths.items():
         if length not in (1, steps):

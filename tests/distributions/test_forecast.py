@@ -73,3 +73,24 @@ def test_forecasting_further_costs_no_information() -> None:
     )
     parts = first.log_prob(a[:, :PAST]) + first.forecast(a[:, :PAST], second).log_prob(a[:, PAST:])
     torch.testing.assert_close(parts, whole.log_prob(a))
+
+
+def test_variance_is_that_of_samples_of_the_forecast() -> None:
+    setting = make_setting("constant")
+    model = LinearGaussianSSM(**setting.model._asdict(), time=setting.time)
+    forecast = model.forecast(setting.a, LinearGaussianSSM.from_model(model.model, time=2))
+    offset, matrix = affine_map(forecast.rsample)
+    for got, right in ((forecast.mean, offset), (forecast.variance, matrix.square().sum(1))):
+        torch.testing.assert_close(got.flatten(), right, rtol=0, atol=1e-8)
+    torch.testing.assert_close(forecast.stddev.square(), forecast.variance)
+
+
+def test_the_future_is_a_model() -> None:
+    setting = make_setting("constant")
+    model = LinearGaussianSSM(**setting.model._asdict(), time=setting.time)
+    with pytest.raises(TypeError, match=r"future must be .* got int.*from_model"):
+        model.forecast(setting.a, 3)  # type: ignore[arg-type]
+    eye = torch.eye(2).double()
+    other = LinearGaussianSSM(eye[0], eye, eye[None], eye[None], eye[None], eye[None], time=2)
+    with pytest.raises(ValueError, match="future must have states of 3 coordinates.* got 2"):
+        model.forecast(setting.a, other)

@@ -109,6 +109,7 @@ WRONG = {
     "offset": torch.zeros(2, 5, 2),
     "mask": torch.ones(2, 4, dtype=torch.bool),
     "mask ": torch.ones(2, 5, 3, dtype=torch.bool),
+    "mask  ": torch.ones(4, 5, dtype=torch.bool),
     "transition ": torch.eye(3).expand(2, 4, 3, 3),
     "emission ": torch.zeros(5, 5, 2, 3),
     "initial_loc ": torch.tensor(0.0),
@@ -134,10 +135,23 @@ def test_other_bad_input_is_named() -> None:
         LinearGaussianSSM(**model, algorithm="nonsense")
     with pytest.raises(ValueError, match="time"):
         LinearGaussianSSM(**model, time=7)
+    with pytest.raises(ValueError, match="time must be at least 1; got 0"):
+        LinearGaussianSSM(**model, time=0)
     d = LinearGaussianSSM(**model)
+    masked = LinearGaussianSSM(**model, mask=torch.ones(2, 5, dtype=torch.bool))
     for bad in (torch.zeros(2, 4, 2), torch.zeros(2, 5, 3), torch.zeros(5), torch.zeros(3, 5, 2)):
-        for use in (d.log_prob, d.posterior, d.filter):
+        for use in (d.log_prob, d.posterior, d.filter, masked.log_prob):
             with pytest.raises(ValueError, match=r"value.*shape"):
+                use(bad.double())
+    right, cov = torch.zeros(2, 5, 3).double(), torch.eye(3).double()
+    for bad in (torch.zeros(2, 4, 3), torch.zeros(2, 5, 2), torch.zeros(4, 5, 3)):
+        for use in (
+            d.emit,
+            lambda z: d.log_joint(z, setting.a),
+            lambda z: d.observe(z, cov),
+        ):
+            use(right)
+            with pytest.raises(ValueError, match=r"^(latent|loc) must .* got shape"):
                 use(bad.double())
     posterior = d.posterior(setting.a.detach())
     for bad in (torch.zeros(2, 4, 3), torch.zeros(2, 5, 2)):
