@@ -90,7 +90,7 @@ def test_the_future_is_a_model() -> None:
     model = LinearGaussianSSM(**setting.model._asdict(), time=setting.time)
     with pytest.raises(TypeError, match=r"future must be .* got int.*from_model"):
         model.forecast(setting.a, 3)  # type: ignore[arg-type]
-    eye = torch.eye(2).double()
+    eye = torch.eye(7).double()
     other = LinearGaussianSSM(eye[0], eye, eye[None], eye[None], eye[None], eye[None], time=2)
-    with pytest.raises(ValueError, match="future must have states of 3 coordinates.* got 2"):
+    with pytest.raises(ValueError, match="future must have states of [23] coordinates.* got 7"):
         model.forecast(setting.a, other)
