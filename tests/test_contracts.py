@@ -14,9 +14,11 @@ from pyro_seq.testing import (
     DISTRIBUTION_CONTRACTS,
     GUIDE_CONTRACTS,
     MODEL_CONTRACTS,
+    WEIGHT_CONTRACTS,
     DistributionCase,
     GuideCase,
     ModelCase,
+    WeightCase,
     example_mask,
 )
 from pyro_seq.testing.contracts import run_contracts
@@ -137,20 +139,11 @@ def test_linear_gaussian(
     run_contracts([contract], case, "The distribution")
 
 
+@pytest.mark.parametrize("contract", WEIGHT_CONTRACTS, ids=lambda c: c.__name__)
 @pytest.mark.parametrize("name", ours("dynamics"))
-def test_weight_networks(name: str) -> None:
-    """Weights are on the simplex, and one call for all steps agrees with step after step."""
-    network = pyro_seq.get("dynamics", name)(2, 3)
-    previous = torch.randn(BATCH, TIME, 2)
-    weights = network.unroll(previous)
-    state, steps = network.initial_state(BATCH), []
-    for t in range(TIME):
-        step, state = network.step(previous[:, t], state)
-        steps.append(step)
-    torch.testing.assert_close(torch.stack(steps, 1), weights)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(BATCH, TIME))
-    assert (weights >= 0).all()
-    assert all(p.dim() > 0 for p in network.parameters())
+def test_weight_networks(name: str, contract: Callable[[WeightCase], None]) -> None:
+    case = WeightCase(pyro_seq.get("dynamics", name), 2, 3)
+    run_contracts([contract], case, f"The weight network {name!r}")
 
 
 @pytest.mark.parametrize("name", ours("datasets"))

@@ -1,4 +1,4 @@
-"""Contracts of distributions, models and guides, as functions that a third party can run."""
+"""Contracts of the parts of a pair, as functions that a third party can run."""
 
 from pyro_seq.testing.contracts import ContractError, example_mask
 from pyro_seq.testing.distributions import (
@@ -8,17 +8,21 @@ from pyro_seq.testing.distributions import (
 )
 from pyro_seq.testing.guides import GUIDE_CONTRACTS, GuideCase, check_guide
 from pyro_seq.testing.models import MODEL_CONTRACTS, ModelCase, check_model
+from pyro_seq.testing.weights import WEIGHT_CONTRACTS, WeightCase, check_weights
 
 __all__ = [
     "DISTRIBUTION_CONTRACTS",
     "GUIDE_CONTRACTS",
     "MODEL_CONTRACTS",
+    "WEIGHT_CONTRACTS",
     "ContractError",
     "DistributionCase",
     "GuideCase",
     "ModelCase",
+    "WeightCase",
     "check_distribution",
     "check_guide",
     "check_model",
+    "check_weights",
     "example_mask",
 ]

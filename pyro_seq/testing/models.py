@@ -180,6 +180,16 @@ def missing_frames_have_no_likelihood(case: ModelCase) -> None:
         )
 
 
+def a_full_mask_changes_nothing(case: ModelCase) -> None:
+    """A mask that is True everywhere gives the log density that no mask gives."""
+    model = case.make().eval()
+    trace = traced(model, case, None)
+    full = torch.ones_like(case.mask)
+    again = log_probs(traced(poutine.condition(model, latents(trace)), case, full))
+    for name, value in log_probs(trace).items():
+        assert_close(again[name], value, f"log density of site {name!r} with a full mask", 1e-4)
+
+
 def no_parameter_is_0_dimensional(case: ModelCase) -> None:
     """Every parameter has at least one dimension, which sharded training needs."""
     for name, value in case.make().named_parameters():
@@ -243,6 +253,7 @@ MODEL_CONTRACTS: tuple[Callable[[ModelCase], None], ...] = (
     sequences_are_independent,
     masked_frames_change_nothing,
     missing_frames_have_no_likelihood,
+    a_full_mask_changes_nothing,
     no_parameter_is_0_dimensional,
     two_models_share_no_parameter,
     predictive_draws_samples,

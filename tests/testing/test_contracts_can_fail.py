@@ -11,16 +11,19 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import TorchDistribution, constraints
-from torch import Tensor
+from torch import Tensor, nn
 
+from pyro_seq.nn import MLPWeights, WeightNetwork
 from pyro_seq.testing import (
     DISTRIBUTION_CONTRACTS,
     GUIDE_CONTRACTS,
     MODEL_CONTRACTS,
+    WEIGHT_CONTRACTS,
     ContractError,
     check_distribution,
     check_guide,
     check_model,
+    check_weights,
     example_mask,
 )
 from pyro_seq.testing.contracts import assert_close
@@ -32,6 +35,7 @@ MODEL_FAULTS = {
     "couples": "sequences_are_independent",
     "product": "masked_frames_change_nothing",
     "scores missing": "missing_frames_have_no_likelihood",
+    "mask shifts": "a_full_mask_changes_nothing",
     "scalar parameter": "no_parameter_is_0_dimensional",
     "fixed name": "two_models_share_no_parameter",
     "needs gradients": "predictive_draws_samples",
@@ -209,7 +213,76 @@ def test_faulty_distributions_fail(fault: str, contract: str) -> None:
         check_distribution(partial(ToyDistribution, fault=fault), parameters())
 
 
+class ToyWeights(WeightNetwork):
+    """Weights of the last code and the sum of those before, with one fault."""
+
+    def __init__(self, obs: int, modes: int, fault: str = "") -> None:
+        super().__init__()
+        self.fault, self.calls = fault, 0
+        self.reads_codes = fault != "denies reading"
+        self.last, self.sum = nn.Linear(obs, modes), nn.Linear(obs, modes)
+        if fault == "unused parameter":
+            self.unused = nn.Parameter(torch.ones(2))
+        self.scale = nn.Parameter(torch.ones(() if fault == "scalar parameter" else (1,)))
+
+    def _weigh(self, last: Tensor, total: Tensor) -> Tensor:
+        if self.fault == "couples":
+            total = total - total.mean(0)
+        if self.fault == "blind":
+            last, total = torch.zeros_like(last), torch.zeros_like(total)
+        logits = self.scale * (self.last(last) + self.sum(total))
+        if self.fault == "logits":
+            return logits
+        if self.fault == "hidden state" and self.calls > 2:
+            logits = 2 * logits
+        weights = logits.softmax(-1)
+        return weights.float() if self.fault == "float32" else weights
+
+    def initial_state(self, batch: int) -> tuple[Tensor]:
+        self.calls += 1
+        return (self.last.weight.new_zeros(batch, self.last.in_features),)
+
+    def step(self, previous: Tensor, state: tuple[Tensor]) -> tuple[Tensor, tuple[Tensor]]:
+        after = (state[0] + previous,)
+        total = state[0] if self.fault == "steps lag" else after[0]
+        return self._weigh(previous, total), after
+
+    def unroll(self, previous: Tensor) -> Tensor:
+        self.calls += 1
+        return self._weigh(previous, previous.cumsum(1))
+
+
+WEIGHT_FAULTS = {
+    "logits": "weights_are_on_the_simplex",
+    "steps lag": "steps_agree_with_unroll",
+    "couples": "sequences_have_their_own_weights",
+    "hidden state": "nothing_is_remembered",
+    "denies reading": "reads_codes_is_true",
+    "blind": "reads_codes_is_true",
+    "unused parameter": "every_weight_parameter_is_trained",
+    "scalar parameter": "every_weight_parameter_is_trained",
+    "float32": "double_weights_stay_double",
+}
+
+
+def test_sound_weights_pass() -> None:
+    check_weights(ToyWeights)
+    check_weights(partial(MLPWeights, window=3), obs=1, modes=2)
+
+
+@pytest.mark.parametrize(("fault", "contract"), WEIGHT_FAULTS.items(), ids=list(WEIGHT_FAULTS))
+def test_faulty_weights_fail(fault: str, contract: str) -> None:
+    with pytest.raises(ContractError, match=f"The weight network breaks .* '{contract}'"):
+        check_weights(partial(ToyWeights, fault=fault))
+
+
+def test_weights_of_another_kind_fail() -> None:
+    with pytest.raises(ContractError, match="expected a pyro_seq.nn.WeightNetwork, got Linear"):
+        check_weights(nn.Linear)  # type: ignore[arg-type]
+
+
 def test_every_contract_has_a_part_that_breaks_it() -> None:
-    broken = {*MODEL_FAULTS.values(), *GUIDE_FAULTS.values(), *DISTRIBUTION_FAULTS.values()}
-    stated = {c.__name__ for c in MODEL_CONTRACTS + GUIDE_CONTRACTS + DISTRIBUTION_CONTRACTS}
-    assert stated == broken
+    faults = (MODEL_FAULTS, GUIDE_FAULTS, DISTRIBUTION_FAULTS, WEIGHT_FAULTS)
+    contracts = MODEL_CONTRACTS, GUIDE_CONTRACTS, DISTRIBUTION_CONTRACTS, WEIGHT_CONTRACTS
+    stated = {contract.__name__ for group in contracts for contract in group}
+    assert stated == {name for group in faults for name in group.values()}

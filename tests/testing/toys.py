@@ -48,6 +48,8 @@ class ToyModel(PyroModule):
             zeros = torch.zeros(batch, time, 1, dtype=self.emission.weight.dtype)
             z = pyro.sample("z", dist.Normal(zeros, self.scale).to_event(2))
             loc = self.emission(z.cumsum(1)) + self.hidden
+            if self.fault == "mask shifts" and mask is not None:
+                loc = loc + 1.0
             if self.fault == "infinite":
                 loc = loc / 0.0
             if self.fault == "float32":
