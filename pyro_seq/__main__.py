@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    parser = argparse.ArgumentParser(prog="python -m pyro_seq", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m pyro_seq", description="What pyro_seq can find, by name."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("list", help="names in the registries, plugins included")
     listing.add_argument("kind", nargs="?", choices=kinds(), help="one kind only")
