@@ -37,7 +37,7 @@ from pyro_seq.evaluation import (
 )
 from pyro_seq.guides import KalmanGuide
 from pyro_seq.models import KVAE
-from pyro_seq.plugins import get
+from pyro_seq.plugins import available, get
 from pyro_seq.training import (
     Callback,
     Context,
@@ -186,6 +186,10 @@ def arguments() -> tuple[argparse.Namespace, Preset]:
     if args.epochs is not None:
         preset = preset._replace(epochs=args.epochs)
     args.pairs = args.pairs or list(preset.weights)
+    for name in set(args.pairs) - set(available("dynamics")):
+        options.error(
+            f"--pairs: expected some of {', '.join(available('dynamics'))}; got {name!r}"
+        )
     return args, preset
 
 

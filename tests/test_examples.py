@@ -48,3 +48,15 @@ def test_bouncing_ball(tmp_path: Path) -> None:
     rows = (tmp_path / "comparison.csv").read_text().splitlines()
     assert len(rows) == 4
     assert {"checkpoint", "comparison.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_unknown_dynamics_are_refused_before_anything_is_trained() -> None:
+    done = subprocess.run(
+        [sys.executable, "examples/kvae_bouncing_ball.py", "--pairs", "mlp", "gru"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "--pairs: expected some of lstm, mlp, static; got 'gru'" in done.stderr
