@@ -160,7 +160,15 @@ class MixtureDynamics(nn.Module):
         Returns:
             A `(*, state, state)`, b with the effect :math:`B u` in it `(*, state)`, and
             C `(*, obs, state)`.
+
+        Raises:
+            ValueError: If the weights are of another number of modes.
         """
+        if weights.shape[-1] != self.modes:
+            raise ValueError(
+                f"network must give weights (*, modes) = (*, {self.modes}); "
+                f"got shape {tuple(weights.shape)}"
+            )
         shape = weights.shape[:-1]
         transition = (weights @ self.transition.flatten(1)).view(*shape, self.state, self.state)
         emission = (weights @ self.emission.flatten(1)).view(*shape, self.obs, self.state)

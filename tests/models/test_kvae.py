@@ -307,6 +307,12 @@ def test_only_weight_networks_mix_the_modes(network: Any) -> None:  # noqa: ANN4
         KVAE(FRAME, decoder="mlp", weights=network)
 
 
+def test_weights_of_other_modes_are_named() -> None:
+    model = KVAE(FRAME, decoder="mlp", weights=StaticWeights(2, 5))
+    with pytest.raises(ValueError, match=r"weights \(\*, modes\) = \(\*, 3\); got shape .*5\)"):
+        model.generate(batch=2, time=3)
+
+
 def test_a_decoder_of_another_shape_is_named() -> None:
     model = KVAE(FRAME, decoder=torch.nn.Linear(2, 30))
     with pytest.raises(
