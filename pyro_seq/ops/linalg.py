@@ -94,6 +94,8 @@ def check_positive_definite(
     if per_step:
         *batch, step = index
         where = f" at step {step + first_step} (counted from 0)"
+        if matrix.shape[-3] == 1:
+            where = " at step 0 (it is constant over time, or there is one step only)"
     else:
         batch = list(index)
     if batch:
