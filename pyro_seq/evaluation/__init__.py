@@ -13,7 +13,7 @@ from pyro_seq.evaluation.impute import (
     imputation_table,
     impute,
 )
-from pyro_seq.evaluation.metrics import WrongPixels, hamming, wrong_pixels
+from pyro_seq.evaluation.metrics import WrongPixels, hamming, mean_square, wrong_pixels
 
 __all__ = [
     "Bound",
@@ -30,6 +30,7 @@ __all__ = [
     "imputation_table",
     "impute",
     "iwae",
+    "mean_square",
     "plot_compare",
     "posterior_draws",
     "to_arviz",

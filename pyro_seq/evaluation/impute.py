@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyro_seq.data import Batch, gap_mask, random_mask
 from pyro_seq.evaluation.context import as_batch, blocks, evaluating, place
+from pyro_seq.evaluation.metrics import pixel_error
 
 __all__ = ["blank_frame", "copy_last", "decode", "format_table", "imputation_table", "impute"]
 
@@ -102,9 +103,10 @@ def imputation_table(
     seed: int,
     observed_start: int = 4,
     blank: Tensor | None = None,
+    error: str = "wrong_pixels",
     chunk: int = CHUNK,
 ) -> dict[str, float]:
-    """Fraction of wrong pixels in hidden frames, for gaps and for frames hidden at random.
+    """Mean error of the pixels in hidden frames, for gaps and for frames hidden at random.
 
     The mask of each probability is drawn anew for every sequence from the seed alone. Frames that
     the batch itself lacks are hidden too, but not compared.
@@ -119,6 +121,8 @@ def imputation_table(
         drop_probabilities: Probabilities that a later frame is hidden.
         seed: Seed of the random masks.
         observed_start: Frames at the start that are never hidden.
+        error: `"wrong_pixels"`, the fraction that is wrong, for binary frames as in the paper; or
+            `"square"`, the mean squared error, for real-valued ones.
         blank: Frame without anything that moves, from :func:`blank_frame` of training data; by
             default that of `x`.
         chunk: Sequences that are in memory at once.
@@ -147,14 +151,14 @@ def imputation_table(
     with evaluating(model, guide):
         encoded = [_encode(guide, part) for part in blocks(batch, chunk)]
         table = {
-            f"{method}_{name}": error
+            f"{method}_{name}": value
             for name, mask in masks.items()
-            for method, error in _errors(model, guide, batch, mask, encoded, chunk).items()
+            for method, value in _errors(model, guide, batch, mask, encoded, error, chunk).items()
         }
     later = (torch.arange(time, device=batch.x.device) >= observed_start).expand(count, time)
     shown = later if batch.mask is None else later & batch.mask
-    wrong = (batch.x[shown] > 0.5) != (blank.to(batch.x.device) > 0.5)
-    return table | {"blank": float(wrong.double().mean())}
+    nothing = blank.to(batch.x.device).expand_as(batch.x[shown])
+    return table | {"blank": float(pixel_error(batch.x[shown], nothing, error).mean())}
 
 
 def format_table(table: Mapping[str, float]) -> str:
@@ -213,23 +217,24 @@ def _errors(
     batch: Batch,
     mask: Tensor,
     encoded: Sequence[Tensor | None],
+    error: str,
     chunk: int,
 ) -> dict[str, float]:
     """Errors of each method under one mask. Only hidden frames are decoded."""
     mask = mask.to(batch.x.device)
-    wrong = dict.fromkeys((*HOW, "copy_last"), 0)
+    totals = dict.fromkeys((*HOW, "copy_last"), 0.0)
     frames = 0
     rows = zip(blocks(batch, chunk), mask.split(chunk), encoded, strict=True)
     for part, shown, known in rows:
         seen = shown if part.mask is None else shown & part.mask
         hidden = ~shown if part.mask is None else ~shown & part.mask
-        truth = part.x[hidden] > 0.5
+        truth = part.x[hidden]
         guesses = {"copy_last": copy_last(part.x, seen)[hidden]}
         for how in HOW:
             codes = _codes(guide, part._replace(mask=seen), how, known)
             guesses[how] = decode(model, codes[hidden.to(codes.device)])
         for method, guess in guesses.items():
-            wrong[method] += int(((guess > 0.5).to(truth.device) != truth).sum())
+            totals[method] += float(pixel_error(truth, guess.to(truth.device), error).sum())
         frames += len(truth)
     pixels = frames * batch.x[0, 0].numel()
-    return {name: count / pixels if pixels else float("nan") for name, count in wrong.items()}
+    return {name: total / pixels if pixels else float("nan") for name, total in totals.items()}

@@ -14,6 +14,7 @@ from pyro_seq.evaluation import (
     hamming,
     imputation_table,
     impute,
+    mean_square,
     wrong_pixels,
 )
 from pyro_seq.guides import KalmanGuide, Trajectory
@@ -128,6 +129,29 @@ def test_table_is_that_of_the_parts() -> None:
     assert table["smooth_p_0.1"] == pytest.approx(hamming(x, impute(guide, x, mask), mask))
     mask = random_mask(5, 8, 1.0, observed_start=2, seed=4)
     assert table["blank"] == pytest.approx(hamming(x, blank_frame(x).expand_as(x), mask))
+
+
+def test_mean_square_by_hand() -> None:
+    x = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]])
+    guess = torch.tensor([[[9.0, 9.0], [3.5, 4.0], [5.0, 8.0]]])
+    mask = torch.tensor([[True, False, False]])
+    assert mean_square(x, guess, mask) == pytest.approx((0.25 + 4.0) / 4)
+    known = torch.tensor([[True, True, False]])
+    assert mean_square(x, guess, mask, known) == pytest.approx(0.25 / 2)
+    with pytest.raises(ValueError, match="x must be known"):
+        mean_square(torch.full_like(x, torch.nan), guess, mask)
+
+
+def test_table_of_squared_errors() -> None:
+    model, guide = kvae_pair()
+    x = kvae_batch().x
+    options = {"gaps": (3,), "drop_probabilities": (), "seed": 4, "observed_start": 2}
+    table = imputation_table(model, guide, x, error="square", **options)
+    mask = gap_mask(5, 8, 3, observed_start=2)
+    assert table["smooth_gap_3"] == pytest.approx(mean_square(x, impute(guide, x, mask), mask))
+    assert table["copy_last_gap_3"] == pytest.approx(mean_square(x, copy_last(x, mask), mask))
+    with pytest.raises(ValueError, match="error must be one of wrong_pixels, square; got 'mse'"):
+        imputation_table(model, guide, x, error="mse", **options)
 
 
 def test_table_without_later_frames_filters_as_it_smooths() -> None:
