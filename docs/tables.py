@@ -93,13 +93,15 @@ def pairs(runs: Sequence[dict[str, Any]]) -> str:
 
 def environments(runs: dict[str, dict[str, Any]]) -> str:
     """Smoothing and filtering in the other environments."""
+    names = {"box": "box", "gravity": "gravity", "polygon": "polygon", "pong": "pong"}
+    names["pong4"] = "pong, codes of 4"
     rows = []
-    for name in ("box", "gravity", "polygon", "pong"):
-        if name in runs:
+    for key, name in names.items():
+        if key in runs:
             for method in ("smooth", "filter"):
-                values = (error(runs[name][key]) for key in keys(method))
-                rows.append([name, METHODS[method], *values, error(runs[name]["blank"])])
-    kept = [run for name, run in runs.items() if name in ("box", "gravity", "polygon", "pong")]
+                values = (error(runs[key][column]) for column in keys(method))
+                rows.append([name, METHODS[method], *values, error(runs[key]["blank"])])
+    kept = [runs[key] for key in names if key in runs]
     return table(["", "", *header(), "blank"], rows) + source(kept)
 
 
