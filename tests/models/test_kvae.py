@@ -9,6 +9,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Predictive
+from pyro.infer.inspect import get_model_relations
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -189,6 +190,28 @@ def test_particles_in_one_pass(estimator: str, masked: bool) -> None:
             torch.testing.assert_close(part, one.nodes[site]["log_prob"])
     elbo = pyro.infer.Trace_ELBO(num_particles=3, vectorize_particles=True)
     assert torch.isfinite(torch.as_tensor(elbo.loss(model, guide, *batch)))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_pyro_reads_the_structure(estimator: str, masked: bool) -> None:
+    """What `pyro.render_model` draws: x depends on a, and so does z."""
+    model, _ = pair(estimator=estimator)
+    x, mask, controls = data()
+    found = get_model_relations(model, (x, mask if masked else None, controls))
+    depends = {"a": [], "x": ["a"]} | ({} if estimator == "closed_form" else {"z": ["a"]})
+    assert found["sample_sample"] == depends
+    assert found["observed"] == ["x"]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_stock_bounds_agree(estimator: str) -> None:
+    model, guide = pair(estimator=estimator)
+    losses = []
+    for bound in (pyro.infer.Trace_ELBO(), pyro.infer.TraceMeanField_ELBO()):
+        pyro.set_rng_seed(0)
+        losses.append(float(bound.loss(model, guide, *data())))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
 
 
 def test_predictive_in_parallel() -> None:

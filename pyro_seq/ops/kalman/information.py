@@ -141,7 +141,7 @@ class InformationPosterior:
 
     def _sample_shape(self, tensor: Tensor) -> torch.Size:
         """The dimensions of `(*sample, *batch, time, n)` before the batch."""
-        return tensor.shape[: max(tensor.dim() - len(self._batch) - 2, 0)]
+        return torch.Size(tensor.shape[: max(tensor.dim() - len(self._batch) - 2, 0)])
 
     def _matrices(self, matrix: Tensor) -> Tensor:
         """`(*batch, time, n, m)` as `(n, m, time, *batch)`."""
