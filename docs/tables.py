@@ -34,9 +34,7 @@ def tables(folder: Path = RESULTS) -> dict[str, str]:
     made = {
         "kvae_box.md": box([v for k, v in runs.items() if k.startswith("kvae_box_seed")]),
         "kvae_pairs.md": pairs([v for k, v in runs.items() if k.startswith("kvae_box_seed")]),
-        "kvae_environments.md": environments(
-            {k.split("_")[1]: v for k, v in runs.items() if k.endswith("_seed0")}
-        ),
+        "kvae_environments.md": environments(runs),
         "kvae_starts.md": starts(
             {k: v for k, v in runs.items() if k.startswith(("kvae_start", "kvae_random"))}
         ),
@@ -92,17 +90,17 @@ def pairs(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def environments(runs: dict[str, dict[str, Any]]) -> str:
-    """Smoothing and filtering in the other environments."""
+    """Smoothing and filtering in the four environments, means over seeds."""
     names = {"box": "box", "gravity": "gravity", "polygon": "polygon", "pong": "pong"}
     names["pong4"] = "pong, codes of 4"
-    rows = []
+    rows, kept = [], []
     for key, name in names.items():
-        if key in runs:
-            for method in ("smooth", "filter"):
-                values = (error(runs[key][column]) for column in keys(method))
-                rows.append([name, METHODS[method], *values, error(runs[key]["blank"])])
-    kept = [runs[key] for key in names if key in runs]
-    return table(["", "", *header(), "blank"], rows) + source(kept)
+        seeds = [run for stem, run in runs.items() if stem.startswith(f"kvae_{key}_seed")]
+        kept += seeds[:1]
+        for method in ("smooth", "filter") if seeds else ():
+            values = (error(mean(seeds, column)) for column in keys(method))
+            rows.append([name, len(seeds), METHODS[method], *values, error(mean(seeds, "blank"))])
+    return table(["", "seeds", "", *header(), "blank"], rows) + source(kept)
 
 
 def starts(runs: dict[str, dict[str, Any]]) -> str:
