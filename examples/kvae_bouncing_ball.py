@@ -172,6 +172,9 @@ def arguments() -> tuple[argparse.Namespace, Preset]:
     options.add_argument(
         "--drop", type=float, default=0.0, help="probability that a training frame is hidden"
     )
+    options.add_argument(
+        "--test-seed", type=int, default=TEST_SEED, help="seed of the test sequences"
+    )
     options.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     args = options.parse_args()
     preset = PRESETS[args.preset]
@@ -203,7 +206,7 @@ def load(args: argparse.Namespace, preset: Preset, device: torch.device) -> Data
                 simulate(size, time=preset.time, seed=seed, data_dir=args.data_dir).frames
             )
         ).to(device)
-        for size, seed in zip(sizes, (TRAIN_SEED, VALIDATION_SEED, TEST_SEED), strict=True)
+        for size, seed in zip(sizes, (TRAIN_SEED, VALIDATION_SEED, args.test_seed), strict=True)
     )
     return Data(train, validation, test, blank_frame(first_of(train, 500)))
 

@@ -57,8 +57,8 @@ class Prediction(NamedTuple):
 class Conditioned(NamedTuple):
     """The linear-Gaussian model that a sequence of encodings implies.
 
-    `weights (batch, time, modes)`; `filtered` is there when it had to be computed on the way,
-    which is when a mask was given without `codes`.
+    `weights (*sample, batch, time, modes)`; `filtered` is there when it had to be computed on the
+    way, which is when a mask was given.
     """
 
     model: LinearGaussian
