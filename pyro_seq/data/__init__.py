@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 from pyro_seq.data.batch import Batch, check_batch, pad_sequences
+from pyro_seq.data.crops import Augment, CropLoader, fixed_crops, random_crops
 from pyro_seq.data.dataset import SequenceDataset
 from pyro_seq.data.loaders import MNIST, RemoteFile, load_mnist, locate
 from pyro_seq.data.masks import gap_mask, random_mask, training_mask
+from pyro_seq.data.polyphonic import POLYPHONIC, Transpose, load_polyphonic
 from pyro_seq.data.sampling import BatchLoader, BucketSampler, batches
 from pyro_seq.data.simulators import ENVIRONMENTS, Environment, Simulation, simulate
 
 __all__ = [
     "ENVIRONMENTS",
     "MNIST",
+    "POLYPHONIC",
+    "Augment",
     "Batch",
     "BatchLoader",
     "BucketSampler",
+    "CropLoader",
     "Environment",
     "RemoteFile",
     "SequenceDataset",
     "Simulation",
+    "Transpose",
     "batches",
     "check_batch",
+    "fixed_crops",
     "gap_mask",
     "load_mnist",
+    "load_polyphonic",
     "locate",
     "pad_sequences",
+    "random_crops",
     "random_mask",
     "simulate",
     "training_mask",
