@@ -10,6 +10,7 @@ from pyro_seq.data.masks import gap_mask, random_mask, training_mask
 from pyro_seq.data.polyphonic import POLYPHONIC, Transpose, load_polyphonic
 from pyro_seq.data.sampling import BatchLoader, BucketSampler, batches
 from pyro_seq.data.simulators import ENVIRONMENTS, Environment, Simulation, simulate
+from pyro_seq.data.speech import Speech, load_speech, load_timit
 
 __all__ = [
     "ENVIRONMENTS",
@@ -24,6 +25,7 @@ __all__ = [
     "RemoteFile",
     "SequenceDataset",
     "Simulation",
+    "Speech",
     "Transpose",
     "batches",
     "check_batch",
@@ -31,6 +33,8 @@ __all__ = [
     "gap_mask",
     "load_mnist",
     "load_polyphonic",
+    "load_speech",
+    "load_timit",
     "locate",
     "pad_sequences",
     "random_crops",

@@ -34,12 +34,14 @@ class RemoteFile(NamedTuple):
         name: The name of the file.
         url: The address to download it from.
         sha256: The hash of its bytes, in hexadecimal digits.
+        derived: Whether it was made from what lies at the address, and cannot be downloaded.
     """
 
     folder: str
     name: str
     url: str
     sha256: str
+    derived: bool = False
 
 
 def locate(file: RemoteFile, data_dir: Path | str | None = None) -> Path:
@@ -64,17 +66,31 @@ def locate(file: RemoteFile, data_dir: Path | str | None = None) -> Path:
     if found is not None:
         _check_hash(file, found, str(found))
         return found
+    if file.derived:
+        raise FileNotFoundError(
+            _nowhere(file, places, "it was made from other files and has no address of its own")
+            + f"Those files are at {file.url}; if you have it (sha256 {file.sha256}), {_put(file)}"
+        )
     try:
         _download(file, places[-1])
     except OSError as error:
-        tried = ", ".join(str(place) for place in places)
         raise FileNotFoundError(
-            f"{file.folder}/{file.name}: found none of {tried}, and the download failed: {error}. "
-            f"Get it from {file.url} (sha256 {file.sha256}), put it into a folder named "
-            f"{file.folder!r}, and name the directory of that folder by data_dir, --data-dir or "
-            f"{VARIABLE}."
+            _nowhere(file, places, f"the download failed: {error}")
+            + f"Get it from {file.url} (sha256 {file.sha256}), {_put(file)}"
         ) from error
     return places[-1]
+
+
+def _nowhere(file: RemoteFile, places: list[Path], reason: str) -> str:
+    tried = ", ".join(str(place) for place in places)
+    return f"{file.folder}/{file.name}: found none of {tried}, and {reason}. "
+
+
+def _put(file: RemoteFile) -> str:
+    return (
+        f"put it into a folder named {file.folder!r}, and name the directory of that folder by "
+        f"data_dir, --data-dir or {VARIABLE}."
+    )
 
 
 def _download(file: RemoteFile, path: Path) -> None:
