@@ -180,7 +180,8 @@ def fixed_crops(
     first = torch.as_tensor(_draw(room, seed, 0))
     masked = _needs_mask(dataset, room)
     crops = _cut(dataset, torch.as_tensor(rows), first, length, masked)
-    return SequenceDataset(*crops, lengths=length + torch.as_tensor(np.minimum(room, 0)))
+    lengths = length + torch.as_tensor(np.minimum(room, 0))
+    return SequenceDataset(*crops, lengths=lengths if masked else None)
 
 
 def _lengths(dataset: SequenceDataset) -> NDArray[np.int64]:
