@@ -30,8 +30,18 @@ __all__ = [
 Part = TypeVar("Part", bound=Callable[..., Any])
 
 _BUILTIN: dict[str, dict[str, str]] = {
-    "models": {"kvae": "pyro_seq.models.kvae"},
-    "guides": {"kalman": "pyro_seq.guides.kalman"},
+    "models": {
+        "dmm": "pyro_seq.models.dmm",
+        "kvae": "pyro_seq.models.kvae",
+        "srnn": "pyro_seq.models.srnn",
+    },
+    "guides": {
+        "avf": "pyro_seq.guides.avf",
+        "bootstrap": "pyro_seq.guides.bootstrap",
+        "filter": "pyro_seq.guides.neural_filter",
+        "kalman": "pyro_seq.guides.kalman",
+        "vfem": "pyro_seq.guides.vfem",
+    },
     "memories": {},
     "engines": {},
     "datasets": dict.fromkeys(("box", "gravity", "polygon", "pong"), "pyro_seq.data.simulators"),

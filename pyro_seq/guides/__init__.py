@@ -2,6 +2,30 @@ r"""Guides :math:`q(z \mid x)`."""
 
 from __future__ import annotations
 
+from pyro_seq.guides.avf import AVF
+from pyro_seq.guides.bootstrap import Bootstrap
+from pyro_seq.guides.context import Frame, LocalEnergy, StepContext
+from pyro_seq.guides.filtering import FilteringGuide, FilterState, Inference, Step
 from pyro_seq.guides.kalman import FilterUpdate, KalmanGuide, OnlineFilter, Trajectory
+from pyro_seq.guides.neural_filter import NeuralFilter
+from pyro_seq.guides.sites import LatentSite
+from pyro_seq.guides.vfem import VariationalEM
 
-__all__ = ["FilterUpdate", "KalmanGuide", "OnlineFilter", "Trajectory"]
+__all__ = [
+    "AVF",
+    "Bootstrap",
+    "FilterState",
+    "FilterUpdate",
+    "FilteringGuide",
+    "Frame",
+    "Inference",
+    "KalmanGuide",
+    "LatentSite",
+    "LocalEnergy",
+    "NeuralFilter",
+    "OnlineFilter",
+    "Step",
+    "StepContext",
+    "Trajectory",
+    "VariationalEM",
+]

@@ -2,7 +2,10 @@ r"""Generative models :math:`p(x, z)`: one file, one model, one equation."""
 
 from __future__ import annotations
 
+from pyro_seq.models.dmm import DMM
 from pyro_seq.models.kvae import KVAE
 from pyro_seq.models.mixture_ssm import MixtureSSM
+from pyro_seq.models.srnn import SRNN
+from pyro_seq.models.step_model import SplitState, SplitStepModel, StepModel
 
-__all__ = ["KVAE", "MixtureSSM"]
+__all__ = ["DMM", "KVAE", "MixtureSSM", "SRNN", "SplitState", "SplitStepModel", "StepModel"]

@@ -1,0 +1,137 @@
+r"""The iterative inference network: a learnt optimiser of a posterior's parameters.
+
+.. math:: \lambda \leftarrow f_\phi(\lambda, \nabla_\lambda F)
+
+References:
+    Marino, Yue, Mandt (2018), Iterative amortized inference.
+    Marino, Cvitkovic, Yue (2018), A general method for amortizing variational filtering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["NORMALISATIONS", "UPDATES", "IterativeInference", "layer_norm"]
+
+UPDATES = ("highway", "sgd")
+NORMALISATIONS = ("layer", "log", "none")
+
+
+class IterativeInference(nn.Module):
+    r"""One update of a posterior's parameters from themselves and their gradients.
+
+    The inputs, normalised, go through dense layers with highway gates,
+
+    .. math:: h \leftarrow g \odot h + (1 - g) \odot \mathrm{ELU}(W h), \quad g = \mathrm{sigm}(W_g h)
+
+    (in the first layer a linear map of the input stands for the gated h), and the update is
+
+    - ``"highway"``: :math:`\lambda' = g_\lambda \odot \lambda + (1 - g_\lambda) \odot o`,
+    - ``"sgd"``: :math:`\lambda' = \lambda - g_\lambda \odot \nabla_\lambda F + o`, a learnt step.
+
+    Args:
+        sizes: Size of each group of parameters, by name.
+        hidden: Units of each layer, all alike.
+        update: One of :data:`UPDATES`.
+        reads: `"parameters"`, `"gradients"`, or both: what is normalised and read.
+        others: Sizes of further inputs, given in order to `forward`.
+        normalise: `"layer"` (zero mean and unit deviation over a group; for groups of some ten
+            values or more), `"log"` (:math:`\mathrm{sign}(v) \log(1 + |v|)`, keeps magnitudes)
+            or `"none"`.
+        gradient_scale: Factor on the gradient in the learnt step.
+
+    Raises:
+        ValueError: For an unknown name, or layers of different width.
+
+    Example:
+        >>> network = IterativeInference({"loc": 4, "scale": 4}, hidden=[8])
+        >>> now = {"loc": torch.zeros(2, 4), "scale": torch.zeros(2, 4)}
+        >>> network(now, now)["loc"].shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        *,
+        hidden: Sequence[int] = (1024, 1024),
+        update: str = "highway",
+        reads: Sequence[str] = ("parameters", "gradients"),
+        others: Sequence[int] = (),
+        normalise: str = "layer",
+        gradient_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        _check("update", update, UPDATES)
+        _check("normalise", normalise, NORMALISATIONS)
+        for read in reads:
+            _check("reads", read, ("parameters", "gradients"))
+        if not hidden or len(set(hidden)) > 1:
+            raise ValueError(f"hidden must have one or more layers of one width; got {hidden}")
+        self.sizes = dict(sizes)
+        self.update, self.normalise, self.reads = update, normalise, tuple(reads)
+        self.gradient_scale = gradient_scale
+        total, width = sum(self.sizes.values()), hidden[0]
+        self.first = nn.Linear(total * len(self.reads) + sum(others), 3 * width)
+        self.layers = nn.ModuleList(nn.Linear(width, 2 * width) for _ in hidden[1:])
+        self.head = nn.Linear(width, 2 * total)
+        for layer, parts in (
+            (self.first, 3),
+            *((each, 2) for each in self.layers),
+            (self.head, 2),
+        ):
+            for rows in layer.weight.chunk(parts):
+                nn.init.xavier_normal_(rows)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        parameters: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        others: Sequence[Tensor] = (),
+    ) -> dict[str, Tensor]:
+        """The parameters after one update.
+
+        Args:
+            parameters: Each group `(*batch, size)`.
+            gradients: Their gradients of the free energy of each element of the batch.
+            others: Further inputs `(*batch, size)`.
+        """
+        terms = {"parameters": parameters, "gradients": gradients}
+        inputs = [
+            self._normalised(terms[read][name]) for read in self.reads for name in self.sizes
+        ]
+        linear, new, gate = self.first(torch.cat([*inputs, *others], -1)).chunk(3, -1)
+        h = torch.lerp(functional.elu(new), linear, gate.sigmoid())
+        for layer in self.layers:
+            new, gate = layer(h).chunk(2, -1)
+            h = torch.lerp(functional.elu(new), h, gate.sigmoid())
+        output, gate = self.head(h).chunk(2, -1)
+        now = torch.cat([parameters[name] for name in self.sizes], -1)
+        if self.update == "highway":
+            after = torch.lerp(output, now, gate.sigmoid())
+        else:
+            slope = torch.cat([gradients[name] for name in self.sizes], -1)
+            after = now - self.gradient_scale * gate.sigmoid() * slope + output
+        return dict(zip(self.sizes, after.split([*self.sizes.values()], -1), strict=True))
+
+    def _normalised(self, values: Tensor) -> Tensor:
+        if self.normalise == "layer":
+            return layer_norm(values)
+        return values.sign() * values.abs().log1p() if self.normalise == "log" else values
+
+
+def layer_norm(values: Tensor) -> Tensor:
+    """Zero mean and unit deviation over the last dimension; zero where all values are alike."""
+    centred = values - values.mean(-1, keepdim=True)
+    variance = centred.square().sum(-1, keepdim=True) / max(values.shape[-1] - 1, 1)
+    return centred / variance.clamp(min=1e-14).sqrt()
+
+
+def _check(argument: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise ValueError(f"{argument} must be one of {', '.join(known)}; got {name!r}")

@@ -1,0 +1,249 @@
+r"""Amortized variational filtering.
+
+.. math:: \lambda_t \leftarrow f_\phi(\lambda_t, \nabla_{\lambda_t} F_t), \quad
+    \text{K times, from the parameters of the prior } p(z_t \mid s_{t-1})
+
+References:
+    Marino, Cvitkovic, Yue (2018), A general method for amortizing variational filtering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pyro_seq.engines.iterative import IterativeInference
+from pyro_seq.guides.context import LocalEnergy, StepContext
+from pyro_seq.guides.filtering import FilteringGuide, Inference
+from pyro_seq.guides.local import STARTS, LocalProblem
+from pyro_seq.guides.prototype import flat, prototype
+from pyro_seq.models.step_model import StepModel
+from pyro_seq.plugins import register
+
+__all__ = ["AVF", "ENCODES"]
+
+ENCODES = ("parameters", "gradients", "observation", "errors", "state")
+
+Parameters = dict[str, Tensor]
+
+
+@register("guides", "avf")
+class AVF(FilteringGuide):
+    r"""A network that improves q by the gradient of the step's free energy, K times.
+
+    Each step of the sequence begins at the prior, evaluates the free energy at one draw, and lets
+    the network of :class:`~pyro_seq.engines.IterativeInference` make new parameters of its
+    gradient. Only the gradient with respect to q's parameters is computed there.
+
+    With `stop_gradients`, as in the paper, this is variational EM: the network learns from the
+    free energies after each iteration, with the model's state as a constant; the model learns
+    from draws that are constants for later steps. Without, model and network learn together from
+    the free energy after the last iteration, through time; the gradients that the network reads
+    are constants in either case.
+
+    Args:
+        model: Any :class:`~pyro_seq.models.StepModel` with reparametrised latents.
+        iterations: K.
+        hidden: Units of each layer of the network.
+        update: `"highway"` or `"sgd"`.
+        encodes: What the network reads, of :data:`ENCODES`: the parameters and their gradients,
+            the frame, the precision-weighted errors of frame and latents
+            (:math:`(x - \mu_x) / \sigma_x^2`, :math:`(z - \mu_p) / \sigma_p^2`), the model's state.
+        normalise: `"layer"`, `"log"` or `"none"`.
+        start: `"prior"` or `"zeros"` (unconstrained parameters).
+        samples: Draws per gradient.
+        stop_gradients: See above.
+        encoder: Module from frames `(batch, time, *frame)` to `(batch, time, features)` before
+            "observation"; by default the frame itself.
+        features: Size of its output, when there is one.
+        gradient_scale: Factor on the gradient in the learnt SGD step. The authors' code has 1 /
+            batch size there.
+
+    Raises:
+        TypeError: When the model is no step model.
+        ValueError: For an unknown name, or a latent without a reparametrised prior.
+
+    Example:
+        >>> from pyro_seq.models import SRNN
+        >>> model = SRNN(88, latent=4, hidden=8, prior=[8], decoder=[8])
+        >>> guide = AVF(model, iterations=2, hidden=[16])
+        >>> guide(torch.ones(2, 3, 88))["z_3"].shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(
+        self,
+        model: StepModel,
+        iterations: int = 1,
+        *,
+        hidden: Sequence[int] = (1024, 1024),
+        update: str = "highway",
+        encodes: Sequence[str] = ("parameters", "gradients"),
+        normalise: str = "layer",
+        start: str = "prior",
+        samples: int = 1,
+        stop_gradients: bool = True,
+        encoder: nn.Module | None = None,
+        features: int | None = None,
+        gradient_scale: float = 1.0,
+    ) -> None:
+        super().__init__(model)
+        for name, value in (("iterations", iterations), ("samples", samples)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        if start not in STARTS:
+            raise ValueError(f"start must be one of {', '.join(STARTS)}; got {start!r}")
+        unknown = [name for name in encodes if name not in ENCODES]
+        if unknown or not encodes:
+            raise ValueError(f"encodes must be some of {', '.join(ENCODES)}; got {encodes}")
+        if encoder is not None and features is None:
+            raise ValueError("features must be the size of the encoder's output; got None")
+        known = prototype(model)
+        self.iterations, self.samples, self.start = iterations, samples, start
+        self.stops_gradients = stop_gradients
+        self.encodes = tuple(encodes)
+        self.encoder = nn.Flatten(2) if encoder is None else encoder
+        frame, values = known.frame_shape.numel(), sum(known.values.values())
+        others = {
+            "observation": frame if features is None else features,
+            "errors": frame + values,
+            "state": known.state + known.controls,
+        }
+        self.network = IterativeInference(
+            {f"{s}.{p}": n for s, sizes in known.sizes.items() for p, n in sizes.items()},
+            hidden=hidden,
+            update=update,
+            reads=[name for name in encodes if name not in others],
+            others=[others[name] for name in encodes if name in others],
+            normalise=normalise,
+            gradient_scale=gradient_scale,
+        )
+        self._online: tuple[Optimizer, LRScheduler | None] | None = None
+
+    def step_online(
+        self, optimizer: Optimizer | None, schedule: LRScheduler | None = None
+    ) -> None:
+        """Steps the network at every time step, inside the pass, as the authors' code does.
+
+        In training mode the network then learns from each step's free energies at once, with an
+        optimizer and a schedule of its own, and its parameters get no gradient from the bound.
+        The optimizer's state is part of this module's `state_dict`.
+
+        Args:
+            optimizer: Over the parameters of this guide; None goes back to one step per batch.
+            schedule: Advanced after each of its steps.
+
+        Raises:
+            ValueError: When the guide does not stop gradients.
+        """
+        if optimizer is not None and not self.stops_gradients:
+            raise ValueError("step_online needs a guide with stop_gradients=True")
+        self._online = None if optimizer is None else (optimizer, schedule)
+
+    def encode(self, x: Tensor, mask: Tensor | None, controls: Tensor | None) -> Tensor | None:
+        """Features of all frames, if the network reads them."""
+        return self.encoder(x) if "observation" in self.encodes else None
+
+    def infer(self, context: StepContext, state: Any) -> Inference:  # noqa: ANN401
+        """K iterations of the network."""
+        learns = torch.is_grad_enabled()
+        online = self._online is not None and self.training and learns
+        stops = self.stops_gradients
+        problem = LocalProblem(context, self.start, self.samples, attached=not stops)
+        slope = problem.begin()
+        now = problem.bound(problem.beginning)
+        # The last iterate's gradient comes from the bound itself where the emission is scored
+        # outside the loop, or with the loop's own gradients; else it is taken here.
+        last = learns and stops and (online or not (context.frame.deferred or context.stock))
+        gains: list[Tensor] = []
+        for number in range(self.iterations):
+            before = {n: v.detach() for n, v in now.items()} if stops else now
+            now = problem.bound(
+                self.network(before, slope.gradients, self._others(context, slope.energy))
+            )
+            if number + 1 < self.iterations or last:
+                slope = problem.slope(now)
+                gains += [(slope.gradients[n] * v).sum(-1) for n, v in now.items()]
+        objective = (
+            torch.stack(gains).sum(0) / self.iterations if learns and stops and gains else None
+        )
+        if last:
+            now = {name: value.detach() for name, value in now.items()}
+        elif learns and stops and not context.stock:
+            now = {
+                name: _scale_gradient(value, 1 / self.iterations) for name, value in now.items()
+            }
+        if online:
+            assert objective is not None
+            self._learn(objective)
+            objective = None
+        return Inference(problem.chooser(now), objective=objective)
+
+    def _others(self, context: StepContext, energy: LocalEnergy) -> list[Tensor]:
+        """What the network reads beside parameters and gradients."""
+        batch = context.batch_shape
+        inputs = []
+        for name in self.encodes:
+            if name == "observation":
+                inputs.append(context.frame.encoding)
+            elif name == "errors":
+                inputs.append(errors(context, energy))
+            elif name == "state":
+                state = flat(context.visible, batch)
+                state = state.detach() if self.stops_gradients else state
+                control = context.frame.control
+                inputs.append(state if control is None else torch.cat([state, control], -1))
+        return inputs
+
+    def _learn(self, objective: Tensor) -> None:
+        """One step of the network's own optimizer."""
+        assert self._online is not None
+        optimizer, schedule = self._online
+        optimizer.zero_grad(set_to_none=True)
+        objective.mean().backward(inputs=[p for p in self.parameters() if p.requires_grad])
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if schedule is not None:
+            schedule.step()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """State of the network's own optimizer and schedule."""
+        if self._online is None:
+            return {}
+        optimizer, schedule = self._online
+        state = {"optimizer": optimizer.state_dict()}
+        return state if schedule is None else {**state, "schedule": schedule.state_dict()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restores what :meth:`get_extra_state` returned, if there is an optimizer to have it."""
+        if self._online is None or not state:
+            return
+        optimizer, schedule = self._online
+        optimizer.load_state_dict(state["optimizer"])
+        if schedule is not None:
+            schedule.load_state_dict(state["schedule"])
+
+
+def errors(context: StepContext, energy: LocalEnergy) -> Tensor:
+    """Precision-weighted errors of frame and latents, `(*batch, size)`, without gradient."""
+    batch = context.batch_shape
+    emission = energy.emission
+    frame = (context.frame.x - emission.mean) / emission.variance.clamp(min=1e-6)
+    if context.frame.seen is not None:
+        seen = context.frame.seen.reshape(*batch, *(1,) * (frame.dim() - len(batch)))
+        frame = torch.where(seen, frame, torch.zeros_like(frame))
+    parts = [frame.reshape(*batch, -1)]
+    for site in energy.sites:
+        error = (site.value - site.prior.mean) / site.prior.variance.clamp(min=1e-6)
+        parts.append(error.reshape(*batch, -1))
+    return torch.cat(parts, -1).detach()
+
+
+def _scale_gradient(value: Tensor, factor: float) -> Tensor:
+    """The value, with its gradient multiplied by a factor."""
+    return value if factor == 1.0 else torch.lerp(value.detach(), value, factor)

@@ -1,0 +1,138 @@
+r"""Filtering with a network, as in the papers of the VRNN and the SRNN.
+
+.. math:: q(z_t \mid \cdot) = q(z_t; f(x_t, s_{t-1}, u_t))
+    \quad\text{or, residual,}\quad \mu_q = \mu_p + f_\mu(x_t, s_{t-1}, u_t)
+
+References:
+    Chung, Kastner, Dinh, Goel, Courville, Bengio (2015), A recurrent latent variable model for
+    sequential data.
+    Fraccaro, Sonderby, Paquet, Winther (2016), Sequential neural models with stochastic layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Size, Tensor, nn
+
+from pyro_seq.distributions.parameters import free_parameters, is_location, with_parameters
+from pyro_seq.guides.context import StepContext
+from pyro_seq.guides.filtering import FilteringGuide, Inference
+from pyro_seq.guides.prototype import flat, prototype
+from pyro_seq.guides.sites import LatentSite
+from pyro_seq.models.step_model import StepModel
+from pyro_seq.nn.mlp import mlp
+from pyro_seq.plugins import register
+
+__all__ = ["NeuralFilter"]
+
+LIMIT = 7.5
+
+
+@register("guides", "filter")
+class NeuralFilter(FilteringGuide):
+    r"""A network from the frame and the model's state to the parameters of q.
+
+    q has the family of the prior, its parameters are the network's output in their unconstrained
+    form. A site that comes after others in the step is given their values too.
+
+    Args:
+        model: Any :class:`~pyro_seq.models.StepModel` with reparametrised latents.
+        hidden: Units of each hidden layer, or of the only one.
+        residual: Whether locations are those of the prior plus the network's output.
+        reads: Names of the fields of the model's state that the network reads, such as
+            `["h"]`; all when None.
+        encoder: Module from frames `(batch, time, *frame)` to `(batch, time, features)`; by default
+            the frame itself. It may be one that the model has too.
+        features: Size of its output, when there is one.
+        activation: Makes the nonlinearity of the layers.
+        dropout: Probability that a unit is dropped in training.
+
+    Raises:
+        TypeError: When the model is no step model.
+        ValueError: When a latent has no reparametrised prior, or a field is unknown.
+
+    Example:
+        >>> from pyro_seq.models import SRNN
+        >>> model = SRNN(88, latent=4, hidden=8, prior=[8], decoder=[8])
+        >>> guide = NeuralFilter(model, hidden=8, residual=True)
+        >>> guide(torch.ones(2, 3, 88))["z_3"].shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(
+        self,
+        model: StepModel,
+        *,
+        hidden: int | Sequence[int] = 500,
+        residual: bool = False,
+        reads: Sequence[str] | None = None,
+        encoder: nn.Module | None = None,
+        features: int | None = None,
+        activation: Callable[[], nn.Module] = nn.ELU,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(model)
+        known = prototype(model)
+        self.residual = residual
+        self.reads = None if reads is None else tuple(reads)
+        if encoder is not None and features is None:
+            raise ValueError("features must be the size of the encoder's output; got None")
+        self.encoder = nn.Flatten(2) if encoder is None else encoder
+        state = known.state if self.reads is None else self._read_size(model)
+        inputs = (features or known.frame_shape.numel()) + state + known.controls
+        layers = [hidden] if isinstance(hidden, int) else list(hidden)
+        self.networks = nn.ModuleDict()
+        self.sizes = known.sizes
+        for name, sizes in known.sizes.items():
+            trunk = mlp(inputs, layers, activation, dropout)
+            self.networks[name] = nn.Sequential(*trunk, nn.Linear(layers[-1], sum(sizes.values())))
+            inputs += known.values[name]
+
+    def _read_size(self, model: StepModel) -> int:
+        with torch.no_grad():
+            state = model.visible(model.initial_state(Size((1,))))
+        missing = [name for name in self.reads or () if not hasattr(state, name)]
+        if missing:
+            raise ValueError(
+                f"reads must name fields of the model's state, {type(state)._fields}; "
+                f"got {missing}"
+            )
+        return self._state(state, Size((1,))).shape[-1]
+
+    def _state(self, state: Any, batch_shape: Size) -> Tensor:  # noqa: ANN401
+        if self.reads is not None:
+            state = [getattr(state, name) for name in self.reads]
+        return flat(state, batch_shape)
+
+    def encode(self, x: Tensor, mask: Tensor | None, controls: Tensor | None) -> Tensor:
+        """Features of all frames, `(batch, time, features)`."""
+        return self.encoder(x)
+
+    def infer(self, context: StepContext, state: Any) -> Inference:  # noqa: ANN401
+        """One pass of the network for each site."""
+        inputs = [context.frame.encoding, self._state(context.visible, context.batch_shape)]
+        if context.frame.control is not None:
+            inputs.append(context.frame.control)
+
+        def choose(site: LatentSite) -> Any:  # noqa: ANN401
+            earlier = [v.reshape(*context.batch_shape, -1) for v in site.earlier.values()]
+            output = self.networks[site.name](torch.cat([*inputs, *earlier], -1))
+            sizes = self.sizes[site.name]
+            free = dict(zip(sizes, output.split([*sizes.values()], -1), strict=True))
+            return with_parameters(site.prior, self._from_prior(site, free))
+
+        return Inference(choose)
+
+    def _from_prior(self, site: LatentSite, free: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The free parameters: bounded, and with the prior's locations added if residual."""
+        start = free_parameters(site.prior) if self.residual else {}
+        result = {}
+        for name, value in free.items():
+            if not is_location(site.prior, name):
+                result[name] = value.clamp(-LIMIT, LIMIT)
+            else:
+                result[name] = value + start[name] if self.residual else value
+        return result

@@ -1,0 +1,90 @@
+"""What a guide must know of a model before it can be built."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from torch import Size, Tensor
+
+from pyro_seq.distributions.parameters import free_parameters
+from pyro_seq.guides.sites import InferSites
+from pyro_seq.models.step_handlers import observe
+from pyro_seq.models.step_model import StepModel
+from pyro_seq.ops.trees import leaves
+
+__all__ = ["Prototype", "flat", "prototype"]
+
+
+class Prototype(NamedTuple):
+    """The latents and the sizes of a step model.
+
+    Attributes:
+        sizes: For each latent site in order the sizes of its free parameters by name.
+        values: Number of values of each latent site.
+        frame_shape: Shape of one frame.
+        state: Size of the visible state, all its tensors laid end to end.
+        controls: Size of the controls.
+    """
+
+    sizes: dict[str, dict[str, int]]
+    values: dict[str, int]
+    frame_shape: Size
+    state: int
+    controls: int
+
+
+def prototype(model: StepModel) -> Prototype:
+    """Runs one step of a model to find its latents.
+
+    Args:
+        model: The step model; its parameters and the random numbers are left as they are.
+
+    Raises:
+        ValueError: When a latent has no reparametrised prior, or there is no latent or no frame.
+    """
+    batch = Size((2,))
+    devices = {p.device for p in model.parameters() if p.is_cuda}
+    with torch.no_grad(), torch.random.fork_rng(sorted(d.index for d in devices)):
+        state = model.initial_state(batch)
+        like = next(leaves(state), torch.zeros(()))
+        control = (like.new_zeros(2, model.controls),) if model.controls else ()
+        plate = pyro.plate("sequences", 2, dim=-1)
+        with pyro.poutine.block(), plate, observe(None) as observed:
+            model.step(state, None, *control)
+        frame = observed.frame
+        sites = InferSites(lambda site: site.prior, batch)
+        with sites:
+            model.step(state, frame, *control)
+    if not sites.likelihoods or not sites.latents:
+        raise ValueError(
+            "step must sample a frame, pyro.sample('x', ..., obs=x_t), and at least one latent; "
+            f"got the latents {[s.name for s in sites.latents]} and the observed sites "
+            f"{[s.name for s in sites.likelihoods]}"
+        )
+    sizes = {}
+    for site in sites.latents:
+        try:
+            free = free_parameters(site.prior)
+        except ValueError as error:
+            raise ValueError(
+                f"the latent site '{site.name}' cannot be inferred by this guide: {error}. "
+                "The guide 'bootstrap' draws it from its prior; train such a pair with Pyro's "
+                "Trace_ELBO"
+            ) from None
+        sizes[site.name] = {name: value.shape[-1] for name, value in free.items()}
+    return Prototype(
+        sizes,
+        {site.name: site.value[0].numel() for site in sites.latents},
+        frame.shape[1:],
+        flat(model.visible(state), batch).shape[-1],
+        model.controls,
+    )
+
+
+def flat(state: Any, batch_shape: Size) -> Tensor:  # noqa: ANN401
+    """All tensors of a state end to end, `(*batch, size)`."""
+    parts = [leaf.reshape(*batch_shape, -1) for leaf in leaves(state)]
+    kinds = [part for part in parts if part.is_floating_point()]
+    return torch.cat([part.to(kinds[0].dtype) for part in parts], -1)

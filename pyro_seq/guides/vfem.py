@@ -1,0 +1,111 @@
+r"""Variational filtering EM (Algorithm 1): inference by gradient descent, without a network.
+
+.. math:: \lambda_t \leftarrow \lambda_t - \alpha_k\, \mathrm{Adam}(\nabla_{\lambda_t} F_t)
+
+References:
+    Marino, Cvitkovic, Yue (2018), A general method for amortizing variational filtering.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_seq.guides.context import StepContext
+from pyro_seq.guides.filtering import FilteringGuide, Inference
+from pyro_seq.guides.local import STARTS, LocalProblem
+from pyro_seq.models.step_model import StepModel
+from pyro_seq.plugins import register
+
+__all__ = ["VariationalEM"]
+
+Parameters = dict[str, Tensor]
+
+
+@register("guides", "vfem")
+class VariationalEM(FilteringGuide):
+    r"""The posterior of each step by gradient descent on the step's free energy.
+
+    Algorithm 1 of the paper: q begins at the prior and is optimised anew at every step of every
+    sequence; the guide has no parameters. The model learns from draws that are constants for
+    later steps.
+
+    Args:
+        model: Any :class:`~pyro_seq.models.StepModel` with reparametrised latents.
+        iterations: Gradient steps.
+        rate: Learning rate of the first; it falls linearly to a tenth of it.
+        optimizer: `"adam"` or `"sgd"`, for each parameter by itself.
+        samples: Draws per gradient.
+        start: `"prior"` or `"zeros"` (unconstrained parameters).
+
+    Raises:
+        TypeError: When the model is no step model.
+        ValueError: For an unknown name or a number out of range.
+
+    Example:
+        >>> from pyro_seq.models import DMM
+        >>> guide = VariationalEM(DMM(frame=3, latent=2), iterations=5)
+        >>> guide(torch.ones(4, 2, 3))["z_2"].shape
+        torch.Size([4, 2])
+    """
+
+    stops_gradients = True
+
+    def __init__(
+        self,
+        model: StepModel,
+        iterations: int = 20,
+        *,
+        rate: float = 0.1,
+        optimizer: str = "adam",
+        samples: int = 1,
+        start: str = "prior",
+    ) -> None:
+        super().__init__(model)
+        if optimizer not in ("adam", "sgd"):
+            raise ValueError(f"optimizer must be 'adam' or 'sgd'; got {optimizer!r}")
+        if start not in STARTS:
+            raise ValueError(f"start must be one of {', '.join(STARTS)}; got {start!r}")
+        for name, value in (("iterations", iterations), ("samples", samples)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1; got {value}")
+        if not rate > 0:
+            raise ValueError(f"rate must be positive; got {rate}")
+        self.iterations, self.rate, self.optimizer = iterations, rate, optimizer
+        self.samples, self.start = samples, start
+
+    def infer(self, context: StepContext, state: Any) -> Inference:  # noqa: ANN401
+        """Gradient descent from the prior."""
+        problem = LocalProblem(context, self.start, self.samples)
+        slope = problem.begin()
+        now = {name: value.detach() for name, value in problem.beginning.items()}
+        moments = {name: (torch.zeros_like(v), torch.zeros_like(v)) for name, v in now.items()}
+        for number in range(self.iterations):
+            if number:
+                slope = problem.slope(now)
+            rate = self.rate * (1 - 0.9 * number / max(self.iterations - 1, 1))
+            now = problem.bound(self._descend(now, slope.gradients, moments, rate, number + 1))
+        return Inference(problem.chooser(now))
+
+    def _descend(
+        self,
+        now: Parameters,
+        gradients: Parameters,
+        moments: dict[str, tuple[Tensor, Tensor]],
+        rate: float,
+        number: int,
+    ) -> Parameters:
+        """The parameters after one step; Adam's moments are replaced."""
+        if self.optimizer == "sgd":
+            return {name: value - rate * gradients[name] for name, value in now.items()}
+        after = {}
+        for name, value in now.items():
+            mean, square = moments[name]
+            mean = torch.lerp(gradients[name], mean, 0.9)
+            square = torch.lerp(gradients[name].square(), square, 0.99)
+            moments[name] = mean, square
+            step = (mean / (1 - 0.9**number)) / ((square / (1 - 0.99**number)).sqrt() + 1e-8)
+            after[name] = value - rate * step
+        return after

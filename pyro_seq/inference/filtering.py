@@ -1,0 +1,276 @@
+r"""Bounds on the evidence of a step model, computed in one pass of model and guide together.
+
+.. math:: \mathcal{L} = \sum_t E_q\big[\log p(x_t \mid z_t, s_{t-1})
+    - KL(q(z_t \mid \cdot)\, \|\, p(z_t \mid s_{t-1}))\big]
+
+References:
+    Marino, Cvitkovic, Yue (2018), A general method for amortizing variational filtering.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro.infer import ELBO
+from pyro.nn import PyroModule
+from torch import Size, Tensor
+
+from pyro_seq.guides.context import emission_log_prob
+from pyro_seq.guides.filtering import FilteringGuide, FilterState, Step
+from pyro_seq.models.step_model import SplitState, SplitStepModel, StepModel
+from pyro_seq.ops.trees import stack
+
+__all__ = ["FilteringELBO", "Filtered", "filter_sequences", "start"]
+
+
+class Filtered(NamedTuple):
+    r"""The terms of a bound for every step, nats; padding and missing frames count zero.
+
+    Attributes:
+        log_likelihood: :math:`\log p(x_t \mid z_t, s_{t-1})` at the draw, `(time, *batch)`.
+        divergence: :math:`KL(q \| p)` of the step, or its value at the draw, `(time, *batch)`.
+        objective: What else trains the guide, `(*batch)` or None; no part of the bound.
+        state: State of model and guide after the last step.
+    """
+
+    log_likelihood: Tensor
+    divergence: Tensor
+    objective: Tensor | None
+    state: FilterState
+
+    @property
+    def free_energy(self) -> Tensor:
+        """Minus the bound of each step, `(time, *batch)`, nats."""
+        return self.divergence - self.log_likelihood
+
+
+def filter_sequences(
+    guide: FilteringGuide,
+    x: Tensor,
+    mask: Tensor | None = None,
+    controls: Tensor | None = None,
+    *,
+    particles: int | None = None,
+    analytic: bool = True,
+    kl_weight: float | Tensor = 1.0,
+    state: FilterState | None = None,
+) -> Filtered:
+    """Runs a guide and its model through sequences, each step once.
+
+    Args:
+        guide: The guide; its model is the model.
+        x: Frames `(batch, time, *frame)`; missing ones may be NaN.
+        mask: bool `(batch, time)`, True where observed.
+        controls: u, `(batch, time, controls)`.
+        particles: Number of draws side by side, a first dimension of the batch shape; None for one
+            draw without it.
+        analytic: Whether divergences have their closed form, where one is registered.
+        kl_weight: Weight of the KL terms in what the guide minimises inside a step; the terms
+            that are returned are not weighted.
+        state: To go on from, as returned for the frames before; its batch shape is that of this
+            call.
+
+    Returns:
+        The terms of the bound, and the state to go on from.
+
+    Raises:
+        ValueError: When a shape does not fit, or the latent sites differ between steps.
+    """
+    shape = Size(((particles,) if particles else ()) + (x.shape[0],))
+    guide.model.check(x, mask, controls)
+    state = guide.initial(shape) if state is None else state
+    frames, memory = guide.frames(x, mask, controls, state, shape)
+    steps: list[Step] = []
+    divergences = []
+    for frame in frames:
+        step = guide.advance(state, frame, shape, kl_weight=kl_weight)
+        check_sites(step, steps)
+        divergences.append(step_divergence(step, shape, analytic))
+        steps.append(step)
+        state = step.state
+    if frames[0].deferred:
+        nats = _score_together(guide.model, steps, x, mask, shape)
+        state = FilterState(SplitState(state.model.state, memory), state.guide)
+    else:
+        nats = torch.stack([log_likelihood(step) for step in steps])
+    objectives = [step.objective for step in steps if step.objective is not None]
+    objective = torch.stack(objectives).sum(0) if objectives else None
+    return Filtered(nats, torch.stack(divergences), objective, state)
+
+
+class FilteringELBO(ELBO):
+    r"""Evidence lower bound of a step model and a filtering guide, in one pass.
+
+    Value and gradient are those of ``Trace_ELBO`` on the unrolled pair (``analytic=False``) or of
+    ``TraceMeanField_ELBO`` (``analytic=True``), with the model's step run once and nothing read
+    back from the device. A guide that stops gradients has its own gradient.
+
+    Args:
+        num_particles: Draws, over which the bound is averaged.
+        analytic: Whether KL divergences have their closed form, where one is registered.
+        kl_weight: Weight of the KL terms while gradients are recorded. The objective is then
+            no bound; without gradients (``torch.no_grad``) the weight is always 1.
+
+    Example:
+        >>> from pyro_seq.guides import NeuralFilter
+        >>> from pyro_seq.models import DMM
+        >>> model = DMM(frame=3, latent=2, hidden=8)
+        >>> loss = FilteringELBO()(model, NeuralFilter(model, hidden=8))
+        >>> loss(torch.ones(4, 6, 3)).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        num_particles: int = 1,
+        *,
+        analytic: bool = True,
+        kl_weight: float | Tensor = 1.0,
+    ) -> None:
+        super().__init__(num_particles=num_particles)
+        if num_particles < 1:
+            raise ValueError(f"num_particles must be at least 1; got {num_particles}")
+        self.analytic = analytic
+        self.kl_weight = kl_weight
+
+    def differentiable_loss(
+        self,
+        model: StepModel,
+        guide: FilteringGuide,
+        x: Tensor,
+        mask: Tensor | None = None,
+        controls: Tensor | None = None,
+    ) -> Tensor:
+        """Free energy summed over the batch, nats; weighted while gradients are recorded.
+
+        Args:
+            model: The model of the guide.
+            guide: The guide.
+            x: Frames `(batch, time, *frame)`.
+            mask: bool `(batch, time)`, True where observed.
+            controls: u, `(batch, time, controls)`.
+
+        Returns:
+            (), nats.
+        """
+        start(model, guide)
+        weight = self.kl_weight if torch.is_grad_enabled() else 1.0
+        particles = None if self.num_particles == 1 else self.num_particles
+        terms = filter_sequences(
+            guide,
+            x,
+            mask,
+            controls,
+            particles=particles,
+            analytic=self.analytic,
+            kl_weight=weight,
+        )
+        total = (weight * terms.divergence - terms.log_likelihood).sum() / self.num_particles
+        return with_objective(total, terms.objective, self.num_particles)
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+        """Part of Pyro's interface; this bound needs no traces."""
+        raise NotImplementedError
+
+    def loss(self, model: StepModel, guide: FilteringGuide, *args: Any, **kwargs: Any) -> float:  # noqa: ANN401
+        """Free energy summed over the batch, without weights; nats."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def loss_and_grads(
+        self,
+        model: StepModel,
+        guide: FilteringGuide,
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> float:
+        """The objective as a number, with its gradient left in the parameters."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        loss.backward()
+        return loss.item()
+
+
+def with_objective(total: Tensor, objective: Tensor | None, particles: int) -> Tensor:
+    """The value of a loss with the gradient of loss and objective."""
+    if objective is None or not objective.requires_grad:
+        return total
+    extra = objective.sum() / particles
+    return total + (extra - extra.detach())
+
+
+def start(model: object, guide: object) -> None:
+    """Checks that guide and model belong together, and shows their parameters to Pyro.
+
+    Raises:
+        TypeError: When the guide is no filtering guide.
+        ValueError: When the guide is of another model, or a parameter is random.
+    """
+    if not isinstance(guide, FilteringGuide):
+        raise TypeError(
+            f"guide must be a FilteringGuide; got {type(guide).__name__}. "
+            "Other guides go with Trace_ELBO"
+        )
+    if guide.model is not model:
+        raise ValueError("guide must be the guide of this model; it was made for another one")
+    for module in (guide.model, guide):
+        for part in module.modules():
+            if isinstance(part, PyroModule) and part._pyro_samples:
+                raise ValueError(
+                    f"parameters must not be random; got the PyroSample {list(part._pyro_samples)}"
+                    f" of {type(part).__name__}. Use Trace_ELBO for such a model"
+                )
+        if not pyro.settings.get("module_local_params"):
+            module.announce()
+
+
+def log_likelihood(step: Step) -> Tensor:
+    """Log density of what a step observed, `(*batch)`, nats."""
+    if not step.likelihood:
+        raise ValueError("the step must sample the frame: pyro.sample('x', ..., obs=x_t)")
+    return torch.stack([each.log_prob for each in step.likelihood]).sum(0)
+
+
+def step_divergence(step: Step, shape: Size, analytic: bool) -> Tensor:
+    """Sum of the divergences of a step's latents, `shape`, nats."""
+    parts = [site.divergence(shape, analytic) for site in step.sites]
+    return sum(parts[1:], parts[0])
+
+
+def check_sites(step: Step, before: list[Step]) -> None:
+    """Raises an error when a step cannot be part of a bound with a gradient."""
+    names = [site.name for site in step.sites]
+    first = [site.name for site in before[0].sites] if before else names
+    if names != first or not names:
+        raise ValueError(
+            f"the latent sites of a step must be the same at every step, {first or 'one or more'};"
+            f" got {names or 'none'} at step {len(before) + 1}"
+        )
+    if torch.is_grad_enabled() and not before:
+        for site in step.sites:
+            if not site.posterior.has_rsample:
+                raise ValueError(
+                    f"the latent site '{site.name}' must be reparametrised for this gradient; got "
+                    f"{type(site.prior).__name__}. Train the pair with Pyro's Trace_ELBO, which "
+                    "has a score-function gradient"
+                )
+
+
+def _score_together(
+    model: StepModel, steps: list[Step], x: Tensor, mask: Tensor | None, shape: Size
+) -> Tensor:
+    """Log densities of all frames at once, `(time, *batch)`."""
+    assert isinstance(model, SplitStepModel)
+    over_time = Size((len(steps), *shape))
+    emission = model.emission(stack([step.latents for step in steps]))
+    ones = (1,) * (len(shape) - 1)
+
+    def first_time(t: Tensor) -> Tensor:
+        t = t.transpose(0, 1)
+        return t.reshape(t.shape[0], *ones, *t.shape[1:])
+
+    seen = None if mask is None else first_time(mask).expand(over_time)
+    frames = first_time(x if mask is None else torch.nan_to_num(x))
+    frames = frames.expand(*over_time, *x.shape[2:])
+    return emission_log_prob(emission, frames, seen, over_time)

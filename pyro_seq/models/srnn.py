@@ -1,0 +1,135 @@
+r"""The stochastic recurrent neural network.
+
+.. math::
+    h_t = \mathrm{LSTM}(h_{t-1}, x_{t-1}), \quad
+    z_t \sim N(\mu(h_t, z_{t-1}), \sigma^2(h_t, z_{t-1})), \quad
+    x_t \sim p(x_t \mid h_t, z_t)
+
+References:
+    Fraccaro, Sonderby, Paquet, Winther (2016), Sequential neural models with stochastic layers.
+    Marino, Cvitkovic, Yue (2018), A general method for amortizing variational filtering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from torch import Size, Tensor, nn
+
+from pyro_seq.models.step_model import SplitStepModel
+from pyro_seq.nn.heads import NormalHead, emission_head
+from pyro_seq.nn.mlp import mlp
+from pyro_seq.plugins import register
+
+__all__ = ["SRNN"]
+
+
+@register("models", "srnn")
+class SRNN(SplitStepModel):
+    r"""Stochastic recurrent neural network: a deterministic layer h below a stochastic one, z.
+
+    The LSTM reads the frames alone, so that all h are computed at once.
+
+    Args:
+        frame: Size of a frame.
+        latent: Size of z.
+        hidden: Units of the LSTM.
+        prior: Units of each hidden layer of the prior network.
+        decoder: Units of each hidden layer of the emission network.
+        controls: Size of u, which the prior reads beside h and z, or 0.
+        emission: `"bernoulli"`, `"normal"`, `"window"`, or a module from the features of
+            the last decoder layer to a distribution of the frame.
+        emission_options: Keyword arguments of a named emission.
+        encoder: Module from frames `(batch, time, *frame)` to `(batch, time, features)` before the
+            LSTM; by default the frame itself.
+        features: Size of its output, when there is one.
+        dropout: Probability with which a unit of the frame, the LSTM's output and the decoder is
+            dropped in training.
+
+    Raises:
+        ValueError: For an unknown emission, or an encoder without `features`.
+
+    Example:
+        >>> model = SRNN(88, latent=4, hidden=8, prior=[8], decoder=[8])
+        >>> model.generate(batch=2, time=5).shape
+        torch.Size([2, 5, 88])
+    """
+
+    class State(NamedTuple):
+        """The LSTM's output h `(*batch, hidden)` and the last latent z `(*batch, latent)`."""
+
+        h: Tensor
+        z: Tensor
+
+    class Latents(NamedTuple):
+        """What the emission reads: h and the latent of the step."""
+
+        h: Tensor
+        z: Tensor
+
+    def __init__(
+        self,
+        frame: int | Sequence[int],
+        *,
+        latent: int = 100,
+        hidden: int = 300,
+        prior: Sequence[int] = (500,),
+        decoder: Sequence[int] = (500, 500),
+        controls: int = 0,
+        emission: str | nn.Module = "bernoulli",
+        emission_options: dict[str, Any] | None = None,
+        encoder: nn.Module | None = None,
+        features: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.controls = controls
+        if encoder is not None and features is None:
+            raise ValueError("features must be the size of the encoder's output; got None")
+        size = Size((frame,) if isinstance(frame, int) else frame).numel()
+        self.encoder = nn.Flatten(2) if encoder is None else encoder
+        self.drop = nn.Dropout(dropout)
+        self.lstm = nn.LSTM(size if features is None else features, hidden, batch_first=True)
+        self.h_0 = nn.Parameter(torch.zeros(hidden))
+        self.z_0 = nn.Parameter(torch.zeros(latent))
+        self.prior = nn.Sequential(
+            *mlp(hidden + latent + controls, prior), NormalHead(prior[-1], latent)
+        )
+        if isinstance(emission, str):
+            emission = emission_head(emission, decoder[-1], frame, **(emission_options or {}))
+        self.decoder = nn.Sequential(*mlp(hidden + latent, decoder, dropout=dropout), emission)
+
+    def begin(self, batch_shape: Size) -> State:
+        """Learnt start of h and z."""
+        return self.State(
+            self.h_0.expand(*batch_shape, -1),
+            self.z_0.expand(*batch_shape, -1),
+        )
+
+    def initial_memory(self, batch: int) -> tuple[Tensor, Tensor]:
+        """Output and cell of the LSTM, `(batch, hidden)` each."""
+        h = self.h_0.expand(batch, -1)
+        return h, torch.zeros_like(h)
+
+    def embed(self, x: Tensor, memory: tuple[Tensor, Tensor]) -> tuple[Tensor, Any]:
+        r""":math:`h_{t+1}`, what the LSTM makes of the frames up to t; `(batch, time, hidden)`."""
+        h, (last, cell) = self.lstm(
+            self.drop(self.encoder(x)), tuple(m.unsqueeze(0).contiguous() for m in memory)
+        )
+        return self.drop(h), (last.squeeze(0), cell.squeeze(0))
+
+    def latents(self, state: State, u_t: Tensor | None) -> Latents:
+        r"""Draws :math:`z_t \sim p(z_t \mid h_t, z_{t-1}, u_t)`."""
+        parts = [*state] if u_t is None else [*state, u_t]
+        return self.Latents(state.h, pyro.sample("z", self.prior(torch.cat(parts, -1))))
+
+    def emission(self, latents: Latents) -> Any:  # noqa: ANN401
+        r""":math:`p(x_t \mid h_t, z_t)`."""
+        return self.decoder(torch.cat(latents, -1))
+
+    def transition(self, state: State, latents: Latents, embedding: Tensor, u_t: Any) -> State:  # noqa: ANN401
+        """The LSTM's next output, and the latent."""
+        return self.State(embedding, latents.z)

@@ -1,0 +1,149 @@
+"""Effect handlers around one step of a step model, and the frames that go into it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message, get_plates
+from pyro.poutine.util import site_is_subsample
+from torch import Size, Tensor
+from torch.distributions import transform_to
+
+__all__ = [
+    "FRAME",
+    "active_batch_shape",
+    "at_step",
+    "frame_at",
+    "in_support",
+    "is_likelihood",
+    "observe",
+    "predicted",
+    "spread",
+    "touch",
+]
+
+FRAME = "x"
+_WITHOUT_MEAN = (dist.Cauchy, dist.HalfCauchy, dist.StudentT, dist.MultivariateStudentT)
+
+
+class at_step(Messenger):  # noqa: N801 - named like Pyro's own handlers
+    """Names the sites of a step by its number: `"z"` becomes `"z_3"`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def _pyro_sample(self, msg: Message) -> None:
+        msg["name"] = f"{msg['name']}_{self.number}"
+
+
+class observe(Messenger):  # noqa: N801 - named like Pyro's own handlers
+    """Scores observed sites where the frame was seen, and predicts the frame elsewhere.
+
+    The innermost handler of a step.
+
+    Args:
+        seen: bool `(*batch)`, or None where all frames were seen.
+
+    Attributes:
+        frame: Value of the site `"x"`: observed, predicted or generated.
+    """
+
+    def __init__(self, seen: Tensor | None) -> None:
+        super().__init__()
+        self.seen = seen
+        self.frame: Tensor = torch.empty(0)
+        self._prediction: Tensor | None = None
+        self._site = ""
+
+    def __enter__(self) -> observe:
+        super().__enter__()
+        return self
+
+    def _pyro_sample(self, msg: Message) -> None:
+        self._site, self._prediction = str(msg["name"]), None
+        if self.seen is None or not is_likelihood(msg):
+            return
+        fn: Any = msg["fn"]
+        if isinstance(fn, dist.Unit):
+            fn = None
+        msg["mask"] = self.seen if msg["mask"] is None else msg["mask"] & self.seen
+        if fn is not None:
+            self._prediction = predicted(fn)
+            msg["value"] = in_support(fn, msg["value"], self.seen)
+
+    def _pyro_post_sample(self, msg: Message) -> None:
+        if self._prediction is not None:
+            seen = spread(self.seen, msg["value"], msg["fn"])
+            msg["value"] = torch.where(seen, msg["value"], self._prediction)
+        if self._site == FRAME:
+            self.frame = msg["value"]
+
+
+def is_likelihood(msg: Message) -> bool:
+    """Whether a message is an observed site that counts in the density of the model."""
+    if site_is_subsample(msg) or not msg["is_observed"]:
+        return False
+    return not (msg["infer"] or {}).get("_deterministic", False)
+
+
+def predicted(distribution: Any) -> Tensor:  # noqa: ANN401
+    """The mean of a distribution, or its location where it has none."""
+    core = distribution
+    while hasattr(core, "base_dist"):
+        core = core.base_dist
+    if isinstance(core, _WITHOUT_MEAN):
+        return core.loc if hasattr(core, "loc") else core.scale
+    return distribution.mean
+
+
+def in_support(distribution: Any, value: Tensor, seen: Tensor | None) -> Tensor:  # noqa: ANN401
+    """The value where it was seen, and elsewhere one that can be scored, for nobody to read."""
+    if seen is None:
+        return value
+    support = distribution.support
+    if support.is_discrete:
+        other = torch.zeros_like(value)
+        if isinstance(distribution, dist.OneHotCategorical):
+            other[..., 0] = 1
+    else:
+        other = transform_to(support)(torch.zeros_like(value)).detach()
+    return torch.where(spread(seen, value, distribution), value, other)
+
+
+def spread(seen: Tensor | None, value: Tensor, distribution: Any) -> Tensor:  # noqa: ANN401
+    """The mask with a dimension of 1 for each of the frame's."""
+    assert seen is not None
+    return seen.reshape(*seen.shape, *(1,) * len(distribution.event_shape))
+
+
+def frame_at(
+    x: Tensor | None, mask: Tensor | None, number: int, batch_shape: Size
+) -> tuple[Tensor | None, Tensor | None]:
+    """One frame `(*batch, *frame)`, zero where it is missing, and where it was seen `(*batch)`."""
+    seen = None if mask is None else mask[:, number].expand(batch_shape)
+    if x is None:
+        return None, seen
+    x_t = x[:, number]
+    if mask is not None:
+        here = mask[:, number].reshape(-1, *(1,) * (x_t.dim() - 1))
+        x_t = torch.where(here, x_t, torch.zeros_like(x_t))
+    return x_t.expand(*batch_shape, *x_t.shape[1:]), seen
+
+
+def active_batch_shape() -> Size:
+    """The batch shape that the plates around this point make."""
+    sizes = {frame.dim: frame.size for frame in get_plates() if frame.vectorized}
+    return Size([sizes.get(dim, 1) for dim in range(min(sizes), 0)]) if sizes else Size()
+
+
+def touch(module: PyroModule) -> None:
+    """Reads every parameter of a module, so that Pyro's handlers see it."""
+    for part in module.modules():
+        if isinstance(part, PyroModule):
+            for name in (*part._parameters, *part._modules, *part._pyro_params):
+                getattr(part, name)

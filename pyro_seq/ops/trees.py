@@ -1,0 +1,59 @@
+"""Tensors in nested tuples, named tuples, lists and dictionaries: states of recurrent parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["detach", "leaves", "map_tensors", "stack"]
+
+
+def map_tensors(function: Callable[..., Any], tree: Any, *others: Any) -> Any:  # noqa: ANN401
+    """Applies a function to every tensor of a tree, and keeps its form.
+
+    Args:
+        function: Called with a tensor, and with the tensors of the others at its place.
+        tree: A tensor, or a tuple, named tuple, list or dictionary of trees; what is none of
+            these, a number or None, stays as it is.
+        *others: Trees of the same form.
+
+    Returns:
+        The tree of results.
+
+    Example:
+        >>> map_tensors(lambda t: t + 1, (torch.zeros(1), None, {"a": torch.ones(1)}))
+        (tensor([1.]), None, {'a': tensor([2.])})
+    """
+    if isinstance(tree, Tensor):
+        return function(tree, *others)
+    if isinstance(tree, dict):
+        return {key: map_tensors(function, tree[key], *(o[key] for o in others)) for key in tree}
+    if isinstance(tree, tuple | list):
+        parts = [map_tensors(function, *each) for each in zip(tree, *others, strict=True)]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    return tree
+
+
+def leaves(tree: Any) -> Iterator[Tensor]:  # noqa: ANN401
+    """The tensors of a tree, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, dict):
+        for part in tree.values():
+            yield from leaves(part)
+    elif isinstance(tree, tuple | list):
+        for part in tree:
+            yield from leaves(part)
+
+
+def detach(tree: Any) -> Any:  # noqa: ANN401
+    """The tree without its gradient."""
+    return map_tensors(Tensor.detach, tree)
+
+
+def stack(trees: list[Any]) -> Any:  # noqa: ANN401
+    """Trees of one form as one tree, each of its tensors with a new first dimension."""
+    return map_tensors(lambda *each: torch.stack(each), trees[0], *trees[1:])
