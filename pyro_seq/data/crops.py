@@ -234,13 +234,12 @@ def _cut(
     """Cut one crop from each of the rows, from its first step on."""
     data = dataset.data
     time, last = first[:, None] + torch.arange(length), data.x.shape[1] - 1
-    behind = time > last
-    where = (rows[:, None].to(data.x.device), time.clamp(max=last).to(data.x.device))
+    rows, time = rows.to(data.x.device), time.to(data.x.device)
+    where = (rows[:, None], time.clamp(max=last))
     x = data.x[where]
     if not x.is_floating_point():
         x = x.to(torch.get_default_dtype())
     mask = None
     if masked:
-        seen = torch.ones_like(behind) if data.mask is None else data.mask[where]
-        mask = seen & ~behind.to(seen.device)
+        mask = time <= last if data.mask is None else (time <= last) & data.mask[where]
     return Batch(x, mask, None if data.controls is None else data.controls[where])

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,11 +11,14 @@ from pyro_seq.data import (
     Batch,
     CropLoader,
     SequenceDataset,
+    Transpose,
     batches,
     fixed_crops,
     random_crops,
     training_mask,
 )
+from pyro_seq.training import Callback, Context, FitResult, SequenceLoss, fit
+from tests.training.toys import toy_pair
 
 LENGTHS = [9, 4, 12, 30, 8, 7, 20]
 
@@ -123,6 +129,41 @@ def test_a_pass_resumed_in_its_middle_goes_on_to_the_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(wanted[5:], came, strict=True))
 
 
+class Interrupt(Callback):
+    """Ends a run at a step as a kill would."""
+
+    def __init__(self, step: int | None) -> None:
+        self.step = step
+
+    def on_step(self, context: Context) -> None:
+        if context.step == self.step:
+            raise KeyboardInterrupt
+
+
+def train(
+    folder: Path | None,
+    killed_at: int | None = None,
+    **options: Any,  # noqa: ANN401
+) -> tuple[SequenceLoss, FitResult]:
+    x = torch.randn(9, 20, 3, generator=torch.Generator().manual_seed(0))
+    crops = random_crops(SequenceDataset(x), 6, 4, augment=add_noise)
+    loss = SequenceLoss(*toy_pair(name="crops"))
+    optimizer = torch.optim.Adam(loss.parameters(), 1e-2)
+    callbacks = [] if folder is None else [Interrupt(killed_at)]
+    options |= {"optimizer": optimizer, "checkpoint_dir": folder, "callbacks": callbacks}
+    return loss, fit(loss, crops, epochs=3, **options)
+
+
+def test_training_that_was_killed_in_an_epoch_is_resumed_to_the_bit(tmp_path: Path) -> None:
+    wanted, unbroken = train(None)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, killed_at=5, checkpoint_every=1)
+    came, resumed = train(tmp_path, checkpoint_every=1, resume=True)
+    assert [r["loss"] for r in resumed.history] == [r["loss"] for r in unbroken.history]
+    for one, other in zip(wanted.parameters(), came.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_augmentation_differs_between_batches_epochs_and_processes() -> None:
     def sample(batch: Batch, generator: torch.Generator) -> Batch:
         return Batch(torch.rand(1, 1, 1, generator=generator, dtype=torch.float64))
@@ -163,6 +204,20 @@ def test_fixed_crops_of_short_sequences_keep_their_lengths() -> None:
     crops = fixed_crops(dataset(), 10, seed=0, crops_per_sequence=2, short="pad")
     assert crops.lengths.tolist() == [min(n, 10) for n in LENGTHS for _ in range(2)]
     assert torch.equal(crops[:].mask.sum(1), crops.lengths)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("masked", [False, True])
+def test_crops_are_cut_on_the_device_of_the_data(masked: bool) -> None:
+    x = torch.randn(3, 9, 88).gt(1).float()
+    data = SequenceDataset(x, lengths=[9, 5, 9] if masked else None)
+    options = {"short": "pad", "augment": Transpose(-3, 3)}
+    pairs = [random_crops(part, 12, 2, **options) for part in (data, data.to("cuda"))]
+    for one, other in zip(*pairs, strict=True):
+        assert other.x.is_cuda and other.mask.is_cuda
+        assert torch.equal(one.x, other.x.cpu()) and torch.equal(one.mask, other.mask.cpu())
+    crops = fixed_crops(data.to("cuda"), 4, seed=0)
+    assert torch.equal(crops[:].x.cpu(), fixed_crops(data, 4, seed=0)[:].x)
 
 
 @pytest.mark.parametrize(

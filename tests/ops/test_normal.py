@@ -87,3 +87,11 @@ def test_shapes_broadcast_and_vmap_maps() -> None:
     rows = torch.func.vmap(torch.func.grad(lambda c: log_normal_interval(c, width).sum()))
     wanted = evaluate(centre.expand(3, 4), width.expand(3, 4))[1].sum(1)
     torch.testing.assert_close(rows(centre[:, 0]), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_a_gpu_agrees() -> None:
+    centre, width = torch.cartesian_prod(torch.tensor(CENTRES), torch.tensor(WIDTHS)).unbind(1)
+    on_gpu = evaluate(centre.cuda(), width.cuda())
+    for came, wanted in zip(on_gpu, evaluate(centre, width), strict=True):
+        torch.testing.assert_close(came.cpu(), wanted, rtol=1e-5, atol=1e-20)
