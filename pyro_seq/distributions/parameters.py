@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, cast
 
 import pyro.distributions as dist
 import torch
@@ -102,7 +103,7 @@ def with_parameters(prior: Any, parameters: Parameters) -> Any:  # noqa: ANN401
         shape = (*inner, *_event(core, name))
         values[name] = _bijection(core, name)(parameters[name].reshape(shape))
     values |= {name: getattr(core, name) for name in _FIXED if hasattr(core, name)}
-    return type(core)(**values, **_unvalidated(type(core)))
+    return type(core)(**values, **_unvalidated(cast(Hashable, type(core))))
 
 
 def is_location(distribution: Distribution, name: str) -> bool:
@@ -154,13 +155,14 @@ class PriorWhere(dist.MaskedMixture):
 
     def __init__(self, missing: Tensor, posterior: Any, prior: Any) -> None:  # noqa: ANN401
         super().__init__(missing, posterior, prior, validate_args=False)
+        self.missing = missing.expand(self.batch_shape)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> PriorWhere:  # noqa: ANN401
         """The same, expanded part by part."""
         if Size(batch_shape) == self.batch_shape:
             return self
         parts = (part.expand(batch_shape) for part in (self.component0, self.component1))
-        return PriorWhere(self.mask.expand(batch_shape), *parts)
+        return PriorWhere(self.missing.expand(batch_shape), *parts)
 
 
 def prior_where(missing: Tensor | None, posterior: Any, prior: Any) -> Any:  # noqa: ANN401
@@ -173,7 +175,7 @@ def _kl_prior_where(posterior: PriorWhere, prior: Any) -> Tensor:  # noqa: ANN40
     other = kl_divergence(posterior.component0, prior)
     same = posterior.component1 is prior
     chosen = torch.zeros_like(other) if same else kl_divergence(posterior.component1, prior)
-    return torch.where(posterior.mask, chosen, other)
+    return torch.where(posterior.missing, chosen, other)
 
 
 def _core(distribution: Any) -> tuple[Any, Size]:  # noqa: ANN401
@@ -215,9 +217,9 @@ def _bijection(core: Any, name: str) -> Transform:  # noqa: ANN401
 
 
 @functools.cache
-def _unvalidated(family: type) -> dict[str, bool]:
+def _unvalidated(family: Any) -> dict[str, bool]:  # noqa: ANN401
     """The argument that switches validation off, for a family that has it."""
-    has = "validate_args" in inspect.signature(family.__init__).parameters
+    has = "validate_args" in inspect.signature(family).parameters
     return {"validate_args": False} if has else {}
 
 

@@ -26,7 +26,9 @@ class IterativeInference(nn.Module):
 
     The inputs, normalised, go through dense layers with highway gates,
 
-    .. math:: h \leftarrow g \odot h + (1 - g) \odot \mathrm{ELU}(W h), \quad g = \mathrm{sigm}(W_g h)
+    .. math::
+        h \leftarrow g \odot h + (1 - g) \odot \mathrm{ELU}(W h), \quad
+        g = \mathrm{sigm}(W_g h)
 
     (in the first layer a linear map of the input stands for the gated h), and the update is
 
@@ -79,12 +81,9 @@ class IterativeInference(nn.Module):
         self.first = nn.Linear(total * len(self.reads) + sum(others), 3 * width)
         self.layers = nn.ModuleList(nn.Linear(width, 2 * width) for _ in hidden[1:])
         self.head = nn.Linear(width, 2 * total)
-        for layer, parts in (
-            (self.first, 3),
-            *((each, 2) for each in self.layers),
-            (self.head, 2),
-        ):
-            for rows in layer.weight.chunk(parts):
+        for layer in (self.first, *self.layers, self.head):
+            assert isinstance(layer, nn.Linear)
+            for rows in layer.weight.chunk(3 if layer is self.first else 2):
                 nn.init.xavier_normal_(rows)
             nn.init.zeros_(layer.bias)
 

@@ -53,7 +53,8 @@ class AVF(FilteringGuide):
         update: `"highway"` or `"sgd"`.
         encodes: What the network reads, of :data:`ENCODES`: the parameters and their gradients,
             the frame, the precision-weighted errors of frame and latents
-            (:math:`(x - \mu_x) / \sigma_x^2`, :math:`(z - \mu_p) / \sigma_p^2`), the model's state.
+            (:math:`(x - \mu_x) / \sigma_x^2`, :math:`(z - \mu_p) / \sigma_p^2`), the
+            model's state.
         normalise: `"layer"`, `"log"` or `"none"`.
         start: `"prior"` or `"zeros"` (unconstrained parameters).
         samples: Draws per gradient.

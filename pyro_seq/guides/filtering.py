@@ -150,7 +150,7 @@ class FilteringGuide(PyroModule):
             Values of the sites by name, `z_1` to `z_T`.
         """
         self.model.check(x, mask, controls)
-        values = {}
+        values: dict[str, Tensor] = {}
         with pyro.plate("sequences", x.shape[0], dim=-1):
             shape = active_batch_shape()
             state = self.initial(shape)
@@ -200,11 +200,13 @@ class FilteringGuide(PyroModule):
         embedding, memory, deferred = None, None, False
         if defer:
             embedding, memory, deferred = self._embed(clean, mask, state, batch_shape)
-        parts = (clean, mask, informed, controls, encoding, embedding)
-        frames = []
-        for t in range(x.shape[1]):
-            each = [None if p is None else _expand(p[:, t], batch_shape) for p in parts]
-            frames.append(Frame(*each, deferred=deferred))
+        parts = Frame(clean, mask, informed, controls, encoding, embedding)
+        frames = [
+            map_tensors(lambda part, t=t: _expand(part[:, t], batch_shape), parts)._replace(
+                deferred=deferred
+            )
+            for t in range(x.shape[1])
+        ]
         return frames, memory
 
     def advance(

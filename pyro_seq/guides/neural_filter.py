@@ -44,8 +44,8 @@ class NeuralFilter(FilteringGuide):
         residual: Whether locations are those of the prior plus the network's output.
         reads: Names of the fields of the model's state that the network reads, such as
             `["h"]`; all when None.
-        encoder: Module from frames `(batch, time, *frame)` to `(batch, time, features)`; by default
-            the frame itself. It may be one that the model has too.
+        encoder: Module from frames `(batch, time, *frame)` to `(batch, time, features)`; by
+            default the frame itself. It may be one that the model has too.
         features: Size of its output, when there is one.
         activation: Makes the nonlinearity of the layers.
         dropout: Probability that a unit is dropped in training.

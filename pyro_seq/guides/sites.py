@@ -119,7 +119,7 @@ class InferSites(Messenger):
     def _pyro_post_sample(self, msg: Message) -> None:
         if self._open is None:
             return
-        value = msg["value"]
+        value: Any = msg["value"]
         self.latents.append(self._open._replace(value=value))
         self._open = None
         if self.stop_gradients:
@@ -139,14 +139,13 @@ class InferSites(Messenger):
 
     def _score(self, msg: Message) -> None:
         fn: Any = msg["fn"]
-        value = msg["value"]
-        mask = msg["mask"]
+        value: Any = msg["value"]
+        mask: Any = msg["mask"]
         if self.seen is not None:
             mask = self.seen if mask is None else mask & self.seen
             if not isinstance(fn, dist.Unit):
                 value = in_support(fn, value, self.seen)
-                seen = spread(self.seen, value, fn)
-                msg["value"] = torch.where(seen, value, predicted(fn))
+                msg["value"] = torch.where(spread(self.seen, fn), value, predicted(fn))
         nats = scale_and_mask(fn.log_prob(value), msg["scale"], mask)
         nats = over_batch(nats, self.batch_shape)
         self.likelihoods.append(Likelihood(str(msg["name"]), fn, nats))

@@ -69,19 +69,19 @@ class observe(Messenger):  # noqa: N801 - named like Pyro's own handlers
         if self.seen is None or not is_likelihood(msg):
             return
         fn: Any = msg["fn"]
-        if isinstance(fn, dist.Unit):
-            fn = None
+        value: Any = msg["value"]
         msg["mask"] = self.seen if msg["mask"] is None else msg["mask"] & self.seen
-        if fn is not None:
+        if not isinstance(fn, dist.Unit):
             self._prediction = predicted(fn)
-            msg["value"] = in_support(fn, msg["value"], self.seen)
+            msg["value"] = in_support(fn, value, self.seen)
 
     def _pyro_post_sample(self, msg: Message) -> None:
-        if self._prediction is not None:
-            seen = spread(self.seen, msg["value"], msg["fn"])
-            msg["value"] = torch.where(seen, msg["value"], self._prediction)
+        value: Any = msg["value"]
+        if self.seen is not None and self._prediction is not None:
+            value = torch.where(spread(self.seen, msg["fn"]), value, self._prediction)
+            msg["value"] = value
         if self._site == FRAME:
-            self.frame = msg["value"]
+            self.frame = value
 
 
 def is_likelihood(msg: Message) -> bool:
@@ -112,12 +112,11 @@ def in_support(distribution: Any, value: Tensor, seen: Tensor | None) -> Tensor:
             other[..., 0] = 1
     else:
         other = transform_to(support)(torch.zeros_like(value)).detach()
-    return torch.where(spread(seen, value, distribution), value, other)
+    return torch.where(spread(seen, distribution), value, other)
 
 
-def spread(seen: Tensor | None, value: Tensor, distribution: Any) -> Tensor:  # noqa: ANN401
+def spread(seen: Tensor, distribution: Any) -> Tensor:  # noqa: ANN401
     """The mask with a dimension of 1 for each of the frame's."""
-    assert seen is not None
     return seen.reshape(*seen.shape, *(1,) * len(distribution.event_shape))
 
 
@@ -137,8 +136,8 @@ def frame_at(
 
 def active_batch_shape() -> Size:
     """The batch shape that the plates around this point make."""
-    sizes = {frame.dim: frame.size for frame in get_plates() if frame.vectorized}
-    return Size([sizes.get(dim, 1) for dim in range(min(sizes), 0)]) if sizes else Size()
+    sizes = {frame.dim: frame.size for frame in get_plates() if frame.dim is not None}
+    return Size([sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0)])
 
 
 def touch(module: PyroModule) -> None:

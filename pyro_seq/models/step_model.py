@@ -235,7 +235,7 @@ class SplitStepModel(StepModel):
         """
         raise NotImplementedError
 
-    def transition(self, state: Any, latents: Any, embedding: Tensor, u_t: Tensor | None) -> Any:  # noqa: ANN401
+    def transition(self, state: Any, latents: Any, embedding: Any, u_t: Tensor | None) -> Any:  # noqa: ANN401
         """The model's state after a step.
 
         Args:
