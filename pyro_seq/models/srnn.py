@@ -46,8 +46,9 @@ class SRNN(SplitStepModel):
         encoder: Module from frames `(batch, time, *frame)` to `(batch, time, features)` before the
             LSTM; by default the frame itself.
         features: Size of its output, when there is one.
-        dropout: Probability with which a unit of the frame, the LSTM's output and the decoder is
-            dropped in training.
+        dropout: Probability with which a unit of the LSTM's output is dropped in training.
+        frame_dropout: Probability with which a value of the frame is hidden from the LSTM in
+            training; the emission is scored on the whole frame.
 
     Raises:
         ValueError: For an unknown emission, or an encoder without `features`.
@@ -84,6 +85,7 @@ class SRNN(SplitStepModel):
         encoder: nn.Module | None = None,
         features: int | None = None,
         dropout: float = 0.0,
+        frame_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.controls = controls
@@ -91,7 +93,7 @@ class SRNN(SplitStepModel):
             raise ValueError("features must be the size of the encoder's output; got None")
         size = Size((frame,) if isinstance(frame, int) else frame).numel()
         self.encoder = nn.Flatten(2) if encoder is None else encoder
-        self.drop = nn.Dropout(dropout)
+        self.drop, self.drop_frame = nn.Dropout(dropout), nn.Dropout(frame_dropout)
         self.lstm = nn.LSTM(size if features is None else features, hidden, batch_first=True)
         self.h_0 = nn.Parameter(torch.zeros(hidden))
         self.z_0 = nn.Parameter(torch.zeros(latent))
@@ -100,7 +102,7 @@ class SRNN(SplitStepModel):
         )
         if isinstance(emission, str):
             emission = emission_head(emission, decoder[-1], frame, **(emission_options or {}))
-        self.decoder = nn.Sequential(*mlp(hidden + latent, decoder, dropout=dropout), emission)
+        self.decoder = nn.Sequential(*mlp(hidden + latent, decoder), emission)
 
     def begin(self, batch_shape: Size) -> State:
         """Learnt start of h and z."""
@@ -117,7 +119,7 @@ class SRNN(SplitStepModel):
     def embed(self, x: Tensor, memory: tuple[Tensor, Tensor]) -> tuple[Tensor, Any]:
         r""":math:`h_{t+1}`, what the LSTM makes of the frames up to t; `(batch, time, hidden)`."""
         h, (last, cell) = self.lstm(
-            self.drop(self.encoder(x)), tuple(m.unsqueeze(0).contiguous() for m in memory)
+            self.drop_frame(self.encoder(x)), tuple(m.unsqueeze(0).contiguous() for m in memory)
         )
         return self.drop(h), (last.squeeze(0), cell.squeeze(0))
 
