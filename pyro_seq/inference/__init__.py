@@ -1,6 +1,7 @@
 """Objectives of variational inference and the handlers that change them."""
 
+from pyro_seq.inference.filtering import FilteringELBO
 from pyro_seq.inference.handlers import site_scale
 from pyro_seq.inference.trace_elbo import DeviceTraceELBO
 
-__all__ = ["DeviceTraceELBO", "site_scale"]
+__all__ = ["DeviceTraceELBO", "FilteringELBO", "site_scale"]
