@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pyro_seq.evaluation.arviz import compare, plot_compare, to_arviz
+from pyro_seq.evaluation.bound import Bound, Estimate
 from pyro_seq.evaluation.draws import Draws, posterior_draws
-from pyro_seq.evaluation.elbo import Bound, elbo, iwae
+from pyro_seq.evaluation.elbo import elbo, iwae
 from pyro_seq.evaluation.forecast import Forecast, forecast
+from pyro_seq.evaluation.free_energy import FreeEnergy, free_energy
 from pyro_seq.evaluation.impute import (
     blank_frame,
     copy_last,
@@ -18,7 +20,9 @@ from pyro_seq.evaluation.metrics import WrongPixels, hamming, mean_square, wrong
 __all__ = [
     "Bound",
     "Draws",
+    "Estimate",
     "Forecast",
+    "FreeEnergy",
     "WrongPixels",
     "blank_frame",
     "compare",
@@ -26,6 +30,7 @@ __all__ = [
     "elbo",
     "forecast",
     "format_table",
+    "free_energy",
     "hamming",
     "imputation_table",
     "impute",

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from pyro_seq.data import Batch
+from pyro_seq.evaluation.bound import Bound
 from pyro_seq.evaluation.context import as_batch
 from pyro_seq.evaluation.draws import Draws, posterior_draws
-from pyro_seq.evaluation.elbo import Bound, elbo, iwae
+from pyro_seq.evaluation.elbo import elbo, iwae
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]

@@ -12,68 +12,13 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from pyro_seq.data import Batch
+from pyro_seq.evaluation.bound import Bound
 from pyro_seq.evaluation.context import as_batch, blocks, evaluating, place, stacked
+from pyro_seq.evaluation.free_energy import as_step_pair, free_energy, step_terms
 
-__all__ = ["Bound", "elbo", "iwae"]
+__all__ = ["elbo", "iwae"]
 
 CHUNK = 64
-
-
-class Bound(NamedTuple):
-    r"""A bound on :math:`\log p(x_i)` for each sequence, in nats, of its observed frames only.
-
-    Means are over sequences, each with the weight 1; the mean per step is the sum of the bounds
-    over the sum of the observed steps. Standard errors are those of the means, from the spread
-    over sequences. Everything is float64 on the CPU.
-
-    Attributes:
-        name: Which bound, `"elbo"` or `"iwae"`.
-        samples: Draws from the guide per sequence.
-        per_sequence: The bound of each sequence, `(sequences,)`.
-        steps: Observed steps of each sequence, `(sequences,)`.
-        reconstruction: :math:`E_q[\log p(x_i \mid z)]`, the observed sites, `(sequences,)`.
-        prior: :math:`E_q[\log p(z)]`, the latent sites of the model, `(sequences,)`.
-        posterior: :math:`E_q[\log q(z \mid x_i)]`, `(sequences,)`. The ELBO is the reconstruction
-            plus the prior minus the posterior; the importance-weighted bound is not.
-    """
-
-    name: str
-    samples: int
-    per_sequence: Tensor
-    steps: Tensor
-    reconstruction: Tensor
-    prior: Tensor
-    posterior: Tensor
-
-    @property
-    def mean(self) -> float:
-        """Nats per sequence."""
-        return float(self.per_sequence.mean())
-
-    @property
-    def standard_error(self) -> float:
-        """Of :attr:`mean`; NaN for a single sequence."""
-        return _standard_error(self.per_sequence)
-
-    @property
-    def per_step(self) -> float:
-        """Nats per observed step."""
-        return float(self.per_sequence.sum() / self.steps.sum())
-
-    @property
-    def per_step_standard_error(self) -> float:
-        """Of :attr:`per_step`, a ratio of two means, to first order."""
-        spread = self.per_sequence - self.per_step * self.steps
-        return _standard_error(spread) / float(self.steps.mean())
-
-    def summary(self) -> dict[str, float]:
-        """Means and standard errors, such as `elbo_per_frame` and `elbo_per_frame_se`."""
-        return {
-            f"{self.name}_per_sequence": self.mean,
-            f"{self.name}_per_sequence_se": self.standard_error,
-            f"{self.name}_per_frame": self.per_step,
-            f"{self.name}_per_frame_se": self.per_step_standard_error,
-        }
 
 
 def elbo(
@@ -90,7 +35,9 @@ def elbo(
     .. math::
         \mathcal{L}(x_i) = E_{q(z \mid x_i)}[\log p(x_i, z) - \log q(z \mid x_i)] \le \log p(x_i)
 
-    Works for any pair whose sites are in one plate over sequences. The objective is never
+    Works for any pair whose sites are in one plate over sequences. A step model and its filtering
+    guide run together in one pass, with divergences in closed form where one is registered
+    (:func:`~pyro_seq.evaluation.free_energy` has them step by step). The objective is never
     weighted: a scaled site is an error.
 
     Args:
@@ -116,6 +63,9 @@ def elbo(
         >>> elbo(model, KalmanGuide(model, "mlp"), torch.zeros(3, 5, 1, 8, 8)).per_sequence.shape
         torch.Size([3])
     """
+    _check_number(particles)
+    if pair := as_step_pair(model, guide):
+        return free_energy(*pair, batch, samples=particles, seed=seed, chunk=chunk).bound()
     return _bound("elbo", model, guide, batch, particles, seed, chunk)
 
 
@@ -151,6 +101,7 @@ def iwae(
     References:
         Burda, Grosse, Salakhutdinov (2016), Importance weighted autoencoders.
     """
+    _check_number(samples)
     return _bound("iwae", model, guide, batch, samples, seed, chunk)
 
 
@@ -158,8 +109,12 @@ class _Terms(NamedTuple):
     """Log densities of draws, `(draws, sequences)` float64 on the CPU."""
 
     reconstruction: Tensor
-    prior: Tensor
-    posterior: Tensor
+    divergence: Tensor
+
+
+def _check_number(samples: int) -> None:
+    if samples < 1:
+        raise ValueError(f"samples (particles) must be at least 1; got {samples}")
 
 
 def _bound(
@@ -171,22 +126,27 @@ def _bound(
     seed: int | None,
     chunk: int,
 ) -> Bound:
-    if samples < 1:
-        raise ValueError(f"samples (particles) must be at least 1; got {samples}")
     whole = as_batch(batch)
     with evaluating(model, guide, seed=seed):
         parts = [_draws(model, guide, part, samples, chunk) for part in blocks(whole, chunk)]
     terms = _Terms(*(torch.cat(column, 1) for column in zip(*parts, strict=True)))
-    weights = terms.reconstruction + terms.prior - terms.posterior
+    weights = terms.reconstruction - terms.divergence
     value = weights.mean(0) if name == "elbo" else weights.logsumexp(0) - math.log(samples)
-    steps = (
-        torch.full(whole.x.shape[:1], whole.x.shape[1]) if whole.mask is None else whole.observed
-    )
-    return Bound(name, samples, value, steps.cpu().double(), *(term.mean(0) for term in terms))
+    return Bound(name, samples, value, _steps(whole), *(term.mean(0) for term in terms))
+
+
+def _steps(batch: Batch) -> Tensor:
+    """Observed steps of each sequence, `(sequences,)` float64 on the CPU."""
+    if batch.mask is None:
+        return torch.full(batch.x.shape[:1], float(batch.x.shape[1]), dtype=torch.float64)
+    return batch.observed.cpu().double()
 
 
 def _draws(model: nn.Module, guide: nn.Module, part: Batch, samples: int, chunk: int) -> _Terms:
     """All draws of a few sequences, as many at once as there is room for, along the batch."""
+    if pair := as_step_pair(model, guide):
+        terms = step_terms(*pair, part, samples, chunk, analytic=False)
+        return _Terms(*(term.sum(-1) for term in terms))
     sequences = part.x.shape[0]
     passes = [
         [term.view(count, sequences) for term in _one_pass(model, guide, rows)]
@@ -209,8 +169,8 @@ def _one_pass(model: nn.Module, guide: nn.Module, batch: Batch) -> _Terms:
     observed, latent = model_trace.observation_nodes, model_trace.stochastic_nodes
     return _Terms(
         _total(model_trace, observed, count),
-        _total(model_trace, latent, count),
-        _total(guide_trace, guide_trace.stochastic_nodes + guide_trace.observation_nodes, count),
+        _total(guide_trace, guide_trace.stochastic_nodes + guide_trace.observation_nodes, count)
+        - _total(model_trace, latent, count),
     )
 
 
@@ -253,7 +213,3 @@ def _total(trace: Trace, names: list[str], count: int) -> Tensor:
             )
         total = total + value.reshape(-1, count).cpu().double().sum(0)
     return total
-
-
-def _standard_error(values: Tensor) -> float:
-    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan

@@ -12,14 +12,14 @@ import torch
 
 from pyro_seq.data import Batch
 from pyro_seq.evaluation import compare, elbo, iwae, plot_compare, posterior_draws, to_arviz
-from pyro_seq.evaluation.elbo import Bound
+from pyro_seq.evaluation.bound import Bound
 from tests.evaluation.pairs import FactorGuide, FactorModel, factor_batch, kvae_batch, kvae_pair
 
 
 def bound(values: list[float] | torch.Tensor, name: str = "elbo", samples: int = 1) -> Bound:
     value = torch.as_tensor(values, dtype=torch.float64)
     steps = torch.full_like(value, 20.0)
-    return Bound(name, samples, value, steps, value, value, value)
+    return Bound(name, samples, value, steps, value, value)
 
 
 def spread(mean: float, seed: int, count: int = 200) -> torch.Tensor:
