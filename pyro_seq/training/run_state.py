@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -81,9 +82,10 @@ class RunState:
         self._epoch_random = None
 
     def keep_best_weights(self) -> None:
-        """Copies the weights of the loss."""
+        """Copies the weights of the loss, and what else its modules keep."""
         self.best_weights = {
-            name: value.detach().cpu().clone() for name, value in self.loss.state_dict().items()
+            name: value.detach().cpu().clone() if isinstance(value, Tensor) else deepcopy(value)
+            for name, value in self.loss.state_dict().items()
         }
 
     def state_dict(self) -> dict[str, Any]:
