@@ -2,6 +2,7 @@
 
 from pyro_seq.inference.filtering import FilteringELBO
 from pyro_seq.inference.handlers import site_scale
+from pyro_seq.inference.particles import FIVO, IWAE
 from pyro_seq.inference.trace_elbo import DeviceTraceELBO
 
-__all__ = ["DeviceTraceELBO", "FilteringELBO", "site_scale"]
+__all__ = ["FIVO", "IWAE", "DeviceTraceELBO", "FilteringELBO", "site_scale"]

@@ -9,6 +9,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pyro
@@ -17,12 +18,14 @@ from pyro.infer import ELBO
 from pyro.nn import PyroModule
 from torch import Size, Tensor
 
-from pyro_seq.guides.context import emission_log_prob
+from pyro_seq.guides.context import Frame, emission_log_prob
 from pyro_seq.guides.filtering import FilteringGuide, FilterState, Step
 from pyro_seq.models.step_model import SplitState, SplitStepModel, StepModel
 from pyro_seq.ops.trees import stack
 
-__all__ = ["FilteringELBO", "Filtered", "filter_sequences", "start"]
+__all__ = ["FilteringELBO", "Filtered", "StepELBO", "filter_sequences", "start", "with_objective"]
+
+Between = Callable[[Tensor, Frame, FilterState], FilterState]
 
 
 class Filtered(NamedTuple):
@@ -56,8 +59,9 @@ def filter_sequences(
     analytic: bool = True,
     kl_weight: float | Tensor = 1.0,
     state: FilterState | None = None,
+    between: Between | None = None,
 ) -> Filtered:
-    """Runs a guide and its model through sequences, each step once.
+    r"""Runs a guide and its model through sequences, each step once.
 
     Args:
         guide: The guide; its model is the model.
@@ -71,6 +75,10 @@ def filter_sequences(
             that are returned are not weighted.
         state: To go on from, as returned for the frames before; its batch shape is that of this
             call.
+        between: Called after each step with the log weight of the step's draw,
+            :math:`\log p(x_t, z_t) - \log q(z_t)` or with closed forms in it, `(*batch)`, with
+            what the step read, and with the state; returns the state to go on from. Emissions are
+            then scored inside the loop.
 
     Returns:
         The terms of the bound, and the state to go on from.
@@ -82,25 +90,82 @@ def filter_sequences(
     guide.model.check(x, mask, controls)
     state = guide.initial(shape) if state is None else state
     frames, memory = guide.frames(x, mask, controls, state, shape)
+    deferred = frames[0].deferred
+    if deferred:
+        state = _with_memory(state, None)
     steps: list[Step] = []
-    divergences = []
+    nats, divergences = [], []
     for frame in frames:
         step = guide.advance(state, frame, shape, kl_weight=kl_weight)
         check_sites(step, steps)
         divergences.append(step_divergence(step, shape, analytic))
         steps.append(step)
         state = step.state
-    if frames[0].deferred:
-        nats = _score_together(guide.model, steps, x, mask, shape)
-        state = FilterState(SplitState(state.model.state, memory), state.guide)
-    else:
-        nats = torch.stack([log_likelihood(step) for step in steps])
+        if between is not None or not deferred:
+            nats.append(log_likelihood(guide.model, step, frame, shape))
+        if between is not None:
+            state = between(nats[-1] - divergences[-1], frame, state)
+    together = torch.stack(nats) if nats else _score_together(guide.model, steps, x, mask, shape)
+    if deferred:
+        state = _with_memory(state, memory)
     objectives = [step.objective for step in steps if step.objective is not None]
     objective = torch.stack(objectives).sum(0) if objectives else None
-    return Filtered(nats, torch.stack(divergences), objective, state)
+    return Filtered(together, torch.stack(divergences), objective, state)
 
 
-class FilteringELBO(ELBO):
+class StepELBO(ELBO):
+    """What the bounds of step models have in common; a subclass has ``differentiable_loss``."""
+
+    def __init__(self, num_particles: int = 1) -> None:
+        super().__init__(num_particles=num_particles)
+        if num_particles < 1:
+            raise ValueError(f"num_particles must be at least 1; got {num_particles}")
+
+    def differentiable_loss(
+        self,
+        model: StepModel,
+        guide: FilteringGuide,
+        x: Tensor,
+        mask: Tensor | None = None,
+        controls: Tensor | None = None,
+    ) -> Tensor:
+        """Minus the bound summed over the batch, nats, with its gradient.
+
+        Args:
+            model: The model of the guide.
+            guide: The guide.
+            x: Frames `(batch, time, *frame)`.
+            mask: bool `(batch, time)`, True where observed.
+            controls: u, `(batch, time, controls)`.
+
+        Returns:
+            (), nats.
+        """
+        raise NotImplementedError
+
+    def loss(self, model: StepModel, guide: FilteringGuide, *args: Any, **kwargs: Any) -> float:  # noqa: ANN401
+        """Minus the bound summed over the batch, without weights; nats."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def loss_and_grads(
+        self,
+        model: StepModel,
+        guide: FilteringGuide,
+        *args: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401
+    ) -> float:
+        """The objective as a number, with its gradient left in the parameters."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        loss.backward()
+        return loss.item()
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
+        """Part of Pyro's interface; these bounds need no traces."""
+        raise NotImplementedError
+
+
+class FilteringELBO(StepELBO):
     r"""Evidence lower bound of a step model and a filtering guide, in one pass.
 
     Value and gradient are those of ``Trace_ELBO`` on the unrolled pair (``analytic=False``) or of
@@ -129,9 +194,7 @@ class FilteringELBO(ELBO):
         analytic: bool = True,
         kl_weight: float | Tensor = 1.0,
     ) -> None:
-        super().__init__(num_particles=num_particles)
-        if num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1; got {num_particles}")
+        super().__init__(num_particles)
         self.analytic = analytic
         self.kl_weight = kl_weight
 
@@ -170,27 +233,6 @@ class FilteringELBO(ELBO):
         total = (weight * terms.divergence - terms.log_likelihood).sum() / self.num_particles
         return with_objective(total, terms.objective, self.num_particles)
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401
-        """Part of Pyro's interface; this bound needs no traces."""
-        raise NotImplementedError
-
-    def loss(self, model: StepModel, guide: FilteringGuide, *args: Any, **kwargs: Any) -> float:  # noqa: ANN401
-        """Free energy summed over the batch, without weights; nats."""
-        with torch.no_grad():
-            return self.differentiable_loss(model, guide, *args, **kwargs).item()
-
-    def loss_and_grads(
-        self,
-        model: StepModel,
-        guide: FilteringGuide,
-        *args: Any,  # noqa: ANN401
-        **kwargs: Any,  # noqa: ANN401
-    ) -> float:
-        """The objective as a number, with its gradient left in the parameters."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        loss.backward()
-        return loss.item()
-
 
 def with_objective(total: Tensor, objective: Tensor | None, particles: int) -> Tensor:
     """The value of a loss with the gradient of loss and objective."""
@@ -225,8 +267,10 @@ def start(model: object, guide: object) -> None:
             module.announce()
 
 
-def log_likelihood(step: Step) -> Tensor:
-    """Log density of what a step observed, `(*batch)`, nats."""
+def log_likelihood(model: StepModel, step: Step, frame: Frame, shape: Size) -> Tensor:
+    """Log density of what a step observed, `shape`, nats."""
+    if frame.deferred and isinstance(model, SplitStepModel):
+        return emission_log_prob(model.emission(step.latents), frame.x, frame.seen, shape)
     if not step.likelihood:
         raise ValueError("the step must sample the frame: pyro.sample('x', ..., obs=x_t)")
     return torch.stack([each.log_prob for each in step.likelihood]).sum(0)
@@ -255,6 +299,11 @@ def check_sites(step: Step, before: list[Step]) -> None:
                     f"{type(site.prior).__name__}. Train the pair with Pyro's Trace_ELBO, which "
                     "has a score-function gradient"
                 )
+
+
+def _with_memory(state: FilterState, memory: Any) -> FilterState:  # noqa: ANN401
+    """The state with another memory of a split model's embedding, which the loop does not read."""
+    return FilterState(SplitState(state.model.state, memory), state.guide)
 
 
 def _score_together(
