@@ -6,9 +6,11 @@ from pyro_seq.guides.avf import AVF
 from pyro_seq.guides.bootstrap import Bootstrap
 from pyro_seq.guides.context import Frame, LocalEnergy, StepContext
 from pyro_seq.guides.filtering import FilteringGuide, FilterState, Inference, Step
-from pyro_seq.guides.kalman import FilterUpdate, KalmanGuide, OnlineFilter, Trajectory
+from pyro_seq.guides.kalman import KalmanGuide, KalmanUpdate, Trajectory
 from pyro_seq.guides.neural_filter import NeuralFilter
+from pyro_seq.guides.online import OnlineFilter
 from pyro_seq.guides.sites import LatentSite
+from pyro_seq.guides.streams import FilterUpdate, OnlineGuide, OnlineState
 from pyro_seq.guides.vfem import VariationalEM
 
 __all__ = [
@@ -20,10 +22,13 @@ __all__ = [
     "Frame",
     "Inference",
     "KalmanGuide",
+    "KalmanUpdate",
     "LatentSite",
     "LocalEnergy",
     "NeuralFilter",
     "OnlineFilter",
+    "OnlineGuide",
+    "OnlineState",
     "Step",
     "StepContext",
     "Trajectory",

@@ -14,14 +14,16 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_seq.distributions import LinearGaussianSSM
+from pyro_seq.guides.online import OnlineFilter
+from pyro_seq.guides.streams import check_streams
 from pyro_seq.models.kvae import KVAE, hide
-from pyro_seq.nn.dynamics import Conditioned, DynamicsState
+from pyro_seq.nn.dynamics import Conditioned, DynamicsState, Prediction
 from pyro_seq.nn.encoders import ENCODERS, FrameEncoder
 from pyro_seq.nn.naming import unique_name
 from pyro_seq.ops.linalg import matvec
 from pyro_seq.plugins import register
 
-__all__ = ["FilterUpdate", "KalmanGuide", "OnlineFilter", "Trajectory"]
+__all__ = ["KalmanGuide", "KalmanUpdate", "Trajectory"]
 
 
 class Trajectory(NamedTuple):
@@ -41,6 +43,26 @@ class Trajectory(NamedTuple):
     cov: Tensor
     weights: Tensor
     encoded: Tensor
+
+
+class KalmanUpdate(NamedTuple):
+    r"""What an online filter of a :class:`KalmanGuide` knows after a frame.
+
+    Attributes:
+        loc: Mean of :math:`p(z_t \mid a_{1:t})`, `(batch, state)`.
+        cov: Its covariance, `(batch, state, state)`.
+        a: Mean code :math:`C_t E[z_t]`, `(batch, obs)`.
+        next_a: Mean code of the next frame, `(batch, obs)`.
+        next_frame: Mean of the next frame, `(batch, *frame)`.
+        log_likelihood: :math:`\log p(a_t \mid a_{1:t-1})` in nats, `(batch,)`.
+    """
+
+    loc: Tensor
+    cov: Tensor
+    a: Tensor
+    next_a: Tensor
+    next_frame: Tensor
+    log_likelihood: Tensor
 
 
 @register("guides", "kalman")
@@ -202,7 +224,58 @@ class KalmanGuide(PyroModule):
 
     def online(self, batch: int = 1) -> OnlineFilter:
         """A filter that takes one frame at a time from each of `batch` streams."""
-        return OnlineFilter(self, batch)
+        return OnlineFilter(self.model, self, batch)
+
+    def start_online(self, batch: int) -> DynamicsState:
+        """The belief of `batch` streams before the first frame."""
+        return self.model.dynamics.initial_state(batch)
+
+    def update_online(
+        self,
+        state: DynamicsState,
+        x: Tensor,
+        mask: Tensor | None = None,
+        control: Tensor | None = None,
+        next_control: Tensor | None = None,
+    ) -> tuple[KalmanUpdate, DynamicsState]:
+        r"""One step of the Kalman filter; arguments as in :meth:`OnlineFilter.update`.
+
+        The control is not used at the first frame.
+        """
+        model, dynamics = self.model, self.model.dynamics
+        shape, controls = model.frame_shape, dynamics.controls
+        check_streams(state.loc.shape[0], shape, controls, x, mask, control, next_control)
+        seen, here = (None if part is None else part.unsqueeze(1) for part in (mask, control))
+        model.check(x.unsqueeze(1), seen, here)
+        a, _ = self.encoder(hide(x.unsqueeze(1), seen).squeeze(1))
+        now = dynamics.predict(state, control)
+        state, nats = dynamics.update(state, now, a, mask)
+        next_a, _ = self._ahead(state, next_control)
+        loc, cov = state.loc.to(a.dtype), state.cov.to(a.dtype)
+        code = matvec(now.emission, state.loc).to(a.dtype)
+        update = KalmanUpdate(loc, cov, code, next_a, model.decode(next_a), nats.to(a.dtype))
+        return update, state
+
+    def forecast_online(
+        self, state: DynamicsState, steps: int, controls: Tensor | None = None
+    ) -> Tensor:
+        """The mean path, `(batch, steps, *frame)`."""
+        codes = []
+        for number in range(steps):
+            a, ahead = self._ahead(state, None if controls is None else controls[:, number])
+            missing = torch.zeros(a.shape[0], dtype=torch.bool, device=a.device)
+            state, _ = self.model.dynamics.update(state, ahead, a, missing)
+            codes.append(a)
+        return self.model.decode(torch.stack(codes, 1))
+
+    def _ahead(self, state: DynamicsState, control: Tensor | None) -> tuple[Tensor, Prediction]:
+        """Mean code of the next frame, `(batch, obs)`, and the prediction that it is of."""
+        dynamics = self.model.dynamics
+        like = state.previous
+        if control is None and dynamics.controls:
+            control = like.new_zeros(like.shape[0], dynamics.controls)
+        ahead = dynamics.predict(state, control)
+        return matvec(ahead.emission, ahead.loc).to(like.dtype), ahead
 
     @torch.no_grad()
     def start_from(self, frames: Tensor, start: str = "moments", spread: float = 5.0) -> None:
@@ -243,99 +316,3 @@ def _trajectory(
     loc, cov, emission = (t.to(a.dtype) for t in (loc, cov, given.model.emission))
     encoded = a if mask is None else torch.where(mask.unsqueeze(-1), a, torch.nan)
     return Trajectory(matvec(emission, loc), loc, cov, given.weights, encoded)
-
-
-class FilterUpdate(NamedTuple):
-    r"""What an online filter knows after a frame.
-
-    Attributes:
-        loc: Mean of :math:`p(z_t \mid a_{1:t})`, `(batch, state)`.
-        cov: Its covariance, `(batch, state, state)`.
-        a: Mean code :math:`C_t E[z_t]`, `(batch, obs)`.
-        next_a: Mean code of the next frame, `(batch, obs)`.
-        next_frame: Mean of the next frame, `(batch, *frame)`.
-        log_likelihood: :math:`\log p(a_t \mid a_{1:t-1})` in nats, `(batch,)`.
-    """
-
-    loc: Tensor
-    cov: Tensor
-    a: Tensor
-    next_a: Tensor
-    next_frame: Tensor
-    log_likelihood: Tensor
-
-
-class OnlineFilter:
-    """Kalman filtering one frame at a time, in memory that does not grow.
-
-    Args:
-        guide: The guide of a trained pair.
-        batch: Number of streams.
-
-    Attributes:
-        state: All that is remembered; may be saved and set again.
-    """
-
-    def __init__(self, guide: KalmanGuide, batch: int = 1) -> None:
-        self.guide = guide
-        with torch.no_grad():
-            self.state: DynamicsState = guide.model.dynamics.initial_state(batch)
-
-    @torch.no_grad()
-    def update(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        control: Tensor | None = None,
-        next_control: Tensor | None = None,
-    ) -> FilterUpdate:
-        r"""Take in the next frame of every stream.
-
-        Args:
-            x: :math:`x_t`, `(batch, *frame)`; missing ones may be NaN.
-            mask: Which streams have a frame now, bool `(batch,)`.
-            control: :math:`u_t`, `(batch, controls)`; not used at the first frame.
-            next_control: :math:`u_{t+1}` for the prediction; zero when not given.
-
-        Returns:
-            The filtered state and the prediction of the next frame.
-
-        Raises:
-            ValueError: If a shape does not fit the model and the number of streams.
-        """
-        model = self.guide.model
-        dynamics = model.dynamics
-        self._check(x, mask, control, next_control)
-        ahead_mask = None if mask is None else mask.unsqueeze(1)
-        model.check(x.unsqueeze(1), ahead_mask, None if control is None else control.unsqueeze(1))
-        a, _ = self.guide.encoder(hide(x.unsqueeze(1), ahead_mask).squeeze(1))
-        now = dynamics.predict(self.state, control)
-        self.state, nats = dynamics.update(self.state, now, a, mask)
-        if next_control is None and dynamics.controls:
-            next_control = a.new_zeros(a.shape[0], dynamics.controls)
-        ahead = dynamics.predict(self.state, next_control)
-        next_a = matvec(ahead.emission, ahead.loc).to(a.dtype)
-        loc, cov = self.state.loc.to(a.dtype), self.state.cov.to(a.dtype)
-        here = matvec(now.emission, self.state.loc).to(a.dtype)
-        return FilterUpdate(loc, cov, here, next_a, model.decode(next_a), nats.to(a.dtype))
-
-    def _check(
-        self,
-        x: Tensor,
-        mask: Tensor | None,
-        control: Tensor | None,
-        next_control: Tensor | None,
-    ) -> None:
-        """Raise a ValueError that names the argument that is not of one step."""
-        batch, controls = self.state.loc.shape[0], (self.guide.model.dynamics.controls,)
-        for name, value, words, tail in (
-            ("x", x, ", *frame", self.guide.model.frame_shape),
-            ("mask", mask, "", ()),
-            ("control", control, ", controls", controls),
-            ("next_control", next_control, ", controls", controls),
-        ):
-            if value is not None and value.shape != (batch, *tail):
-                raise ValueError(
-                    f"{name} must be (batch{words}) = {(batch, *tail)}, one step of each of the "
-                    f"{batch} streams; got shape {tuple(value.shape)}"
-                )

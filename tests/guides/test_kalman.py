@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 from pyro_seq.distributions import LinearGaussianSSM
 from pyro_seq.guides import KalmanGuide, OnlineFilter
 from pyro_seq.models import KVAE
+from pyro_seq.ops.trees import leaves
 
 FRAME = (1, 5, 6)
 
@@ -113,22 +116,45 @@ def test_online_evidence_adds_up() -> None:
         torch.testing.assert_close(total, model.prior(3, 6, mask, controls).log_prob(a))
 
 
-def test_online_state_can_be_saved_and_does_not_grow() -> None:
-    _, guide = pair()
+def test_online_state_can_be_saved_and_does_not_grow(tmp_path: Path) -> None:
+    model, guide = pair()
     x, mask, controls = data()
     online = guide.online(3)
-    size = [online.state.loc.numel() + online.state.cov.numel()]
+    size = sum(part.numel() for part in leaves(online.state))
     for t in range(3):
         online.update(x[:, t], mask[:, t], controls[:, t])
+    torch.save(online.state_dict(), tmp_path / "state.pt")
     saved = online.state
     rest = [online.update(x[:, t], mask[:, t], controls[:, t]).loc for t in range(3, 6)]
-    resumed = OnlineFilter(guide, 3)
-    resumed.state = saved
-    again = [resumed.update(x[:, t], mask[:, t], controls[:, t]).loc for t in range(3, 6)]
-    for one, two in zip(rest, again, strict=True):
-        assert torch.equal(one, two)
-    size.append(online.state.loc.numel() + online.state.cov.numel())
-    assert size[0] == size[1]
+    for state in (saved, None):
+        resumed = OnlineFilter(model, guide, 3)
+        if state is None:
+            resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+        else:
+            resumed.state = state
+        again = [resumed.update(x[:, t], mask[:, t], controls[:, t]).loc for t in range(3, 6)]
+        for one, two in zip(rest, again, strict=True):
+            assert torch.equal(one, two)
+    assert sum(part.numel() for part in leaves(online.state)) == size
+
+
+def test_online_forecast_is_the_mean_path() -> None:
+    model, guide = pair()
+    x, mask, controls = data()
+    online = guide.online(3)
+    for t in range(4):
+        update = online.update(x[:, t], mask[:, t], controls[:, t], controls[:, t + 1])
+    before = online.state
+    frames = online.forecast(2, controls[:, 4:])
+    torch.testing.assert_close(frames[:, 0], update.next_frame)
+    hidden = mask.clone()
+    hidden[:, 4:] = False
+    a = guide.filter(x, hidden, controls).a[:, 4:]
+    torch.testing.assert_close(frames, model.decode(a).detach())
+    assert online.state is before
+    torch.testing.assert_close(online.forecast(1), online.forecast(1, 0 * controls[:, :1]))
+    with pytest.raises(ValueError, match="particles and predict are for step models; KalmanGuide"):
+        OnlineFilter(model, guide, particles=4)
 
 
 @pytest.mark.parametrize("method", ["smooth", "filter"])
