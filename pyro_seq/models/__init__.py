@@ -5,7 +5,21 @@ from __future__ import annotations
 from pyro_seq.models.dmm import DMM
 from pyro_seq.models.kvae import KVAE
 from pyro_seq.models.mixture_ssm import MixtureSSM
+from pyro_seq.models.presets import Presets
 from pyro_seq.models.srnn import SRNN
 from pyro_seq.models.step_model import SplitState, SplitStepModel, StepModel
+from pyro_seq.models.svg import SVG
+from pyro_seq.models.vrnn import VRNN
 
-__all__ = ["DMM", "KVAE", "MixtureSSM", "SRNN", "SplitState", "SplitStepModel", "StepModel"]
+__all__ = [
+    "DMM",
+    "KVAE",
+    "MixtureSSM",
+    "Presets",
+    "SRNN",
+    "SVG",
+    "SplitState",
+    "SplitStepModel",
+    "StepModel",
+    "VRNN",
+]

@@ -3,11 +3,13 @@ r"""The deep Markov model.
 .. math:: p(x, z) = \prod_t N(z_t; \mu(z_{t-1}), \sigma^2(z_{t-1}))\, p(x_t \mid z_t)
 
 References:
-    Krishnan, Shalit, Sontag (2017), Structured inference networks for nonlinear state space models.
+    Krishnan, Shalit, Sontag (2017), Structured inference networks for nonlinear state space
+    models.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pyro
@@ -15,6 +17,7 @@ import pyro.distributions as dist
 import torch
 from torch import Size, Tensor, nn
 
+from pyro_seq.models.presets import Presets
 from pyro_seq.models.step_model import SplitStepModel
 from pyro_seq.nn.heads import emission_head
 from pyro_seq.nn.mlp import mlp
@@ -24,7 +27,7 @@ __all__ = ["DMM"]
 
 
 @register("models", "dmm")
-class DMM(SplitStepModel):
+class DMM(Presets, SplitStepModel):
     r"""Deep Markov model with the gated transition of its paper.
 
     .. math::
@@ -32,21 +35,33 @@ class DMM(SplitStepModel):
         \mu = (1 - g) \odot W z_{t-1} + g \odot h, \quad
         \sigma = \mathrm{softplus}(W_\sigma\, \mathrm{relu}(h))
 
-    with W the identity to begin with.
+    with W the identity to begin with. Nothing but the latent links one step to the next, so that a
+    missing frame is integrated out exactly: its likelihood drops out.
 
     Args:
-        frame: Size of a frame.
+        frame: Size or shape of a frame.
         latent: Size of z.
         hidden: Units of the hidden layer of gate and proposal.
         width: Units of the two hidden layers of the emission.
         controls: Size of u, which the transition reads beside z, or 0.
-        emission: `"bernoulli"`, `"normal"`, or a module from z to a distribution of the frame.
+        emission: `"bernoulli"`, `"normal"`, `"window"`, or a module from z to a distribution of
+            the frame.
+        emission_options: Keyword arguments of a named emission.
+
+    Attributes:
+        PRESETS: `"midi"`, the sizes of Krishnan et al. for notes of the piano.
+
+    Raises:
+        ValueError: For an unknown emission.
 
     Example:
         >>> DMM(frame=88, latent=10).generate(batch=2, time=5).shape
         torch.Size([2, 5, 88])
     """
 
+    PRESETS = {
+        "midi": {"frame": 88, "latent": 100, "hidden": 200, "width": 100, "emission": "bernoulli"}
+    }
     reads_frames = False
 
     class State(NamedTuple):
@@ -56,17 +71,17 @@ class DMM(SplitStepModel):
 
     def __init__(
         self,
-        frame: int,
+        frame: int | Sequence[int],
         *,
         latent: int = 100,
         hidden: int = 200,
         width: int = 100,
         controls: int = 0,
         emission: str | nn.Module = "bernoulli",
+        emission_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.controls = controls
-        self.latent = latent
         inputs = latent + controls
         self.gate = nn.Sequential(*mlp(inputs, [hidden], nn.ReLU), nn.Linear(hidden, latent))
         self.proposal = nn.Sequential(*mlp(inputs, [hidden], nn.ReLU), nn.Linear(hidden, latent))
@@ -75,13 +90,10 @@ class DMM(SplitStepModel):
         nn.init.zeros_(self.linear.bias)
         self.scale = nn.Linear(latent, latent)
         self.z_0 = nn.Parameter(torch.zeros(latent))
-        self.emit: nn.Module = (
-            nn.Sequential(
-                *mlp(latent, [width, width], nn.ReLU), emission_head(emission, width, frame)
-            )
-            if isinstance(emission, str)
-            else emission
-        )
+        if isinstance(emission, str):
+            head = emission_head(emission, width, frame, **(emission_options or {}))
+            emission = nn.Sequential(*mlp(latent, [width, width], nn.ReLU), head)
+        self.emit = emission
 
     def begin(self, batch_shape: Size) -> State:
         """The learnt latent before the first."""

@@ -246,7 +246,7 @@ class SplitStepModel(StepModel):
         """
         raise NotImplementedError
 
-    def embed(self, x: Tensor, memory: Any) -> tuple[Tensor, Any]:  # noqa: ANN401
+    def embed(self, x: Tensor, memory: Any) -> tuple[Any, Any]:  # noqa: ANN401
         """What the transition reads of the frames; all steps of a stretch at once.
 
         Args:
@@ -254,8 +254,9 @@ class SplitStepModel(StepModel):
             memory: What was remembered of the frames before, see :meth:`initial_memory`.
 
         Returns:
-            Embeddings `(batch, time, features)`, that of a step made from the frames up to it, and
-            the memory after the last. By default the frame itself, flattened.
+            Embeddings `(batch, time, ...)`, a tensor or a named tuple of tensors, that of a step
+            made from the frames up to it, and the memory after the last. By default the frame
+            itself, flattened.
         """
         return x.flatten(2), memory
 
@@ -292,7 +293,8 @@ class SplitStepModel(StepModel):
         memory = map_tensors(lambda m: m.reshape(-1, *m.shape[len(batch) :]), memory)
         embedding, memory = self.embed(flat, memory)
         unflatten = lambda m: m.reshape(*batch, *m.shape[1:])  # noqa: E731
-        return unflatten(embedding.squeeze(1)), map_tensors(unflatten, memory)
+        embedding = map_tensors(lambda e: unflatten(e.squeeze(1)), embedding)
+        return embedding, map_tensors(unflatten, memory)
 
 
 def check_sequences(
