@@ -8,13 +8,13 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["parser", "pick_device", "write_json"]
+__all__ = ["overridden", "parser", "pick_device", "write_json"]
 
 PRESETS = ("smoke", "default", "paper")
 
@@ -30,7 +30,27 @@ def parser(description: str, out: str) -> argparse.ArgumentParser:
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     options.add_argument("--resume", action="store_true", help="go on from OUT/checkpoint")
+    options.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="FIELD=JSON",
+        help="override fields of the preset, for example batch=64 'crop=50'",
+    )
     return options
+
+
+def overridden(options: argparse.ArgumentParser, preset: Any, texts: Sequence[str]) -> Any:  # noqa: ANN401
+    """A preset, a named tuple, with the fields that `FIELD=JSON` texts give."""
+    for text in texts:
+        field, _, value = text.partition("=")
+        if field not in preset._fields:
+            options.error(f"--set: expected one of {', '.join(preset._fields)}; got {field!r}")
+        try:
+            preset = preset._replace(**{field: json.loads(value)})
+        except json.JSONDecodeError as error:
+            options.error(f"--set {field}: expected JSON; got {value!r} ({error})")
+    return preset
 
 
 def pick_device(name: str) -> torch.device:

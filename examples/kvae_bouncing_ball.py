@@ -16,7 +16,6 @@ the schedule of Fraccaro et al. (2017) and wants a GPU, though it runs on a CPU 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 import warnings
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from _interface import parser, pick_device, write_json
+from _interface import overridden, parser, pick_device, write_json
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_seq.data import SequenceDataset, batches
@@ -163,13 +162,6 @@ def arguments() -> tuple[argparse.Namespace, Preset]:
     )
     options.add_argument("--epochs", type=int, default=None, help="override those of the preset")
     options.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="FIELD=JSON",
-        help="override fields of the preset, for example batch=64 modes=3 'start=\"principal\"'",
-    )
-    options.add_argument(
         "--drop", type=float, default=0.0, help="probability that a training frame is hidden"
     )
     options.add_argument(
@@ -177,15 +169,7 @@ def arguments() -> tuple[argparse.Namespace, Preset]:
     )
     options.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     args = options.parse_args()
-    preset = PRESETS[args.preset]
-    for text in args.set:
-        field, _, value = text.partition("=")
-        if field not in preset._fields:
-            options.error(f"--set: expected one of {', '.join(preset._fields)}; got {field!r}")
-        try:
-            preset = preset._replace(**{field: json.loads(value)})
-        except json.JSONDecodeError as error:
-            options.error(f"--set {field}: expected JSON; got {value!r} ({error})")
+    preset = overridden(options, PRESETS[args.preset], args.set)
     if args.epochs is not None:
         preset = preset._replace(epochs=args.epochs)
     args.pairs = args.pairs or list(preset.weights)

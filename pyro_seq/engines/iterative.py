@@ -40,7 +40,7 @@ class IterativeInference(nn.Module):
         hidden: Units of each layer, all alike.
         update: One of :data:`UPDATES`.
         reads: `"parameters"`, `"gradients"`, or both: what is normalised and read.
-        others: Sizes of further inputs, given in order to `forward`.
+        others: Size of each further input, by name; see :meth:`share`.
         normalise: `"layer"` (zero mean and unit deviation over a group; for groups of some ten
             values or more), `"log"` (:math:`\mathrm{sign}(v) \log(1 + |v|)`, keeps magnitudes)
             or `"none"`.
@@ -63,7 +63,7 @@ class IterativeInference(nn.Module):
         hidden: Sequence[int] = (1024, 1024),
         update: str = "highway",
         reads: Sequence[str] = ("parameters", "gradients"),
-        others: Sequence[int] = (),
+        others: Mapping[str, int] | None = None,
         normalise: str = "layer",
         gradient_scale: float = 1.0,
     ) -> None:
@@ -78,33 +78,36 @@ class IterativeInference(nn.Module):
         self.update, self.normalise, self.reads = update, normalise, tuple(reads)
         self.gradient_scale = gradient_scale
         total, width = sum(self.sizes.values()), hidden[0]
-        self.first = nn.Linear(total * len(self.reads) + sum(others), 3 * width)
+        self.first = nn.Linear(total * len(self.reads), 3 * width)
+        self.others = nn.ModuleDict(
+            {name: nn.Linear(size, 3 * width, bias=False) for name, size in (others or {}).items()}
+        )
         self.layers = nn.ModuleList(nn.Linear(width, 2 * width) for _ in hidden[1:])
         self.head = nn.Linear(width, 2 * total)
-        for layer in (self.first, *self.layers, self.head):
-            assert isinstance(layer, nn.Linear)
-            for rows in layer.weight.chunk(3 if layer is self.first else 2):
-                nn.init.xavier_normal_(rows)
-            nn.init.zeros_(layer.bias)
+        with torch.no_grad():  # to begin with, most of what is known is kept
+            self.head.bias[total:].fill_(1.0)
 
     def forward(
         self,
         parameters: Mapping[str, Tensor],
         gradients: Mapping[str, Tensor],
-        others: Sequence[Tensor] = (),
+        shares: Sequence[Tensor] = (),
     ) -> dict[str, Tensor]:
         """The parameters after one update.
 
         Args:
             parameters: Each group `(*batch, size)`.
             gradients: Their gradients of the free energy of each element of the batch.
-            others: Further inputs `(*batch, size)`.
+            shares: What :meth:`share` made of the further inputs.
         """
         terms = {"parameters": parameters, "gradients": gradients}
         inputs = [
             self._normalised(terms[read][name]) for read in self.reads for name in self.sizes
         ]
-        linear, new, gate = self.first(torch.cat([*inputs, *others], -1)).chunk(3, -1)
+        total = self.first(torch.cat(inputs, -1))
+        for share in shares:
+            total = total + share
+        linear, new, gate = total.chunk(3, -1)
         h = torch.lerp(functional.elu(new), linear, gate.sigmoid())
         for layer in self.layers:
             new, gate = layer(h).chunk(2, -1)
@@ -118,6 +121,13 @@ class IterativeInference(nn.Module):
             after = now - self.gradient_scale * gate.sigmoid() * slope + output
         return dict(zip(self.sizes, after.split([*self.sizes.values()], -1), strict=True))
 
+    def share(self, name: str, value: Tensor) -> Tensor:
+        """What a further input `(*batch, size)` adds to the first layer.
+
+        It does not change from one iteration to the next, and is computed once for all.
+        """
+        return self.others[name](value)
+
     def _normalised(self, values: Tensor) -> Tensor:
         if self.normalise == "layer":
             return layer_norm(values)
@@ -126,9 +136,7 @@ class IterativeInference(nn.Module):
 
 def layer_norm(values: Tensor) -> Tensor:
     """Zero mean and unit deviation over the last dimension; zero where all values are alike."""
-    centred = values - values.mean(-1, keepdim=True)
-    variance = centred.square().sum(-1, keepdim=True) / max(values.shape[-1] - 1, 1)
-    return centred / variance.clamp(min=1e-14).sqrt()
+    return functional.layer_norm(values, values.shape[-1:], eps=1e-14)
 
 
 def _check(argument: str, name: str, known: tuple[str, ...]) -> None:

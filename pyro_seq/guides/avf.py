@@ -120,7 +120,7 @@ class AVF(FilteringGuide):
             hidden=hidden,
             update=update,
             reads=[name for name in encodes if name not in others],
-            others=[others[name] for name in encodes if name in others],
+            others={name: others[name] for name in encodes if name in others},
             normalise=normalise,
             gradient_scale=gradient_scale,
         )
@@ -147,8 +147,10 @@ class AVF(FilteringGuide):
         self._online = None if optimizer is None else (optimizer, schedule)
 
     def encode(self, x: Tensor, mask: Tensor | None, controls: Tensor | None) -> Tensor | None:
-        """Features of all frames, if the network reads them."""
-        return self.encoder(x) if "observation" in self.encodes else None
+        """What all frames add to the network's first layer, if it reads them."""
+        if "observation" not in self.encodes:
+            return None
+        return self.network.share("observation", self.encoder(x))
 
     def infer(self, context: StepContext, state: Any) -> Inference:  # noqa: ANN401
         """K iterations of the network."""
@@ -162,11 +164,14 @@ class AVF(FilteringGuide):
         # outside the loop, or with the loop's own gradients; else it is taken here.
         last = learns and stops and (online or not (context.frame.deferred or context.stock))
         gains: list[Tensor] = []
+        constant = self._constant(context)
         for number in range(self.iterations):
             before = {n: v.detach() for n, v in now.items()} if stops else now
-            now = problem.bound(
-                self.network(before, slope.gradients, self._others(context, slope.energy))
-            )
+            shares = constant
+            if "errors" in self.encodes:
+                share = self.network.share("errors", errors(context, slope.energy))
+                shares = [*constant, share]
+            now = problem.bound(self.network(before, slope.gradients, shares))
             if number + 1 < self.iterations or last:
                 slope = problem.slope(now)
                 gains += [(slope.gradients[n] * v).sum(-1) for n, v in now.items()]
@@ -185,21 +190,19 @@ class AVF(FilteringGuide):
             objective = None
         return Inference(problem.chooser(now), objective=objective)
 
-    def _others(self, context: StepContext, energy: LocalEnergy) -> list[Tensor]:
-        """What the network reads beside parameters and gradients."""
-        batch = context.batch_shape
-        inputs = []
-        for name in self.encodes:
-            if name == "observation":
-                inputs.append(context.frame.encoding)
-            elif name == "errors":
-                inputs.append(errors(context, energy))
-            elif name == "state":
-                state = flat(context.visible, batch)
-                state = state.detach() if self.stops_gradients else state
-                control = context.frame.control
-                inputs.append(state if control is None else torch.cat([state, control], -1))
-        return inputs
+    def _constant(self, context: StepContext) -> list[Tensor]:
+        """Shares of what the network reads alike in every iteration."""
+        shares = []
+        if "observation" in self.encodes:
+            shares.append(context.frame.encoding)
+        if "state" in self.encodes:
+            state = flat(context.visible, context.batch_shape)
+            if self.stops_gradients:
+                state = state.detach()
+            if context.frame.control is not None:
+                state = torch.cat([state, context.frame.control], -1)
+            shares.append(self.network.share("state", state))
+        return shares
 
     def _learn(self, objective: Tensor) -> None:
         """One step of the network's own optimizer."""

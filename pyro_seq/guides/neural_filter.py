@@ -23,7 +23,7 @@ from pyro_seq.guides.filtering import FilteringGuide, Inference
 from pyro_seq.guides.prototype import flat, prototype
 from pyro_seq.guides.sites import LatentSite
 from pyro_seq.models.step_model import StepModel
-from pyro_seq.nn.mlp import mlp
+from pyro_seq.nn.mlp import JointMLP
 from pyro_seq.plugins import register
 
 __all__ = ["NeuralFilter"]
@@ -82,14 +82,16 @@ class NeuralFilter(FilteringGuide):
             raise ValueError("features must be the size of the encoder's output; got None")
         self.encoder = nn.Flatten(2) if encoder is None else encoder
         state = known.state if self.reads is None else self._read_size(model)
-        inputs = (features or known.frame_shape.numel()) + state + known.controls
+        frame, others = features or known.frame_shape.numel(), state + known.controls
         layers = [hidden] if isinstance(hidden, int) else list(hidden)
-        self.networks = nn.ModuleDict()
+        self.networks, self.heads = nn.ModuleDict(), nn.ModuleDict()
         self.sizes = known.sizes
         for name, sizes in known.sizes.items():
-            trunk = mlp(inputs, layers, activation, dropout)
-            self.networks[name] = nn.Sequential(*trunk, nn.Linear(layers[-1], sum(sizes.values())))
-            inputs += known.values[name]
+            self.networks[name] = JointMLP([frame, others], layers, activation, dropout)
+            self.heads[name] = nn.Linear(layers[-1], sum(sizes.values()))
+            with torch.no_grad():  # to begin with, close to the prior if residual
+                self.heads[name].weight.mul_(0.1)
+            others += known.values[name]
 
     def _read_size(self, model: StepModel) -> int:
         with torch.no_grad():
@@ -108,19 +110,24 @@ class NeuralFilter(FilteringGuide):
         return flat(state, batch_shape)
 
     def encode(self, x: Tensor, mask: Tensor | None, controls: Tensor | None) -> Tensor:
-        """Features of all frames, `(batch, time, features)`."""
-        return self.encoder(x)
+        """The frames' shares of each site's network, `(batch, time, units of all)`."""
+        features = self.encoder(x)
+        shares = [network.share(0, features) for network in self.networks.values()]
+        return torch.cat(shares, -1) if len(shares) > 1 else shares[0]
 
     def infer(self, context: StepContext, state: Any) -> Inference:  # noqa: ANN401
         """One pass of the network for each site."""
-        inputs = [context.frame.encoding, self._state(context.visible, context.batch_shape)]
+        inputs = [self._state(context.visible, context.batch_shape)]
         if context.frame.control is not None:
             inputs.append(context.frame.control)
+        shares = context.frame.encoding.chunk(len(self.sizes), -1)
+        frame = dict(zip(self.sizes, shares, strict=True))
 
         def choose(site: LatentSite) -> Any:  # noqa: ANN401
             earlier = [v.reshape(*context.batch_shape, -1) for v in site.earlier.values()]
-            output = self.networks[site.name](torch.cat([*inputs, *earlier], -1))
-            sizes = self.sizes[site.name]
+            network, sizes = self.networks[site.name], self.sizes[site.name]
+            others = torch.cat([*inputs, *earlier], -1) if inputs[1:] or earlier else inputs[0]
+            output = self.heads[site.name](network(frame[site.name] + network.share(1, others)))
             free = dict(zip(sizes, output.split([*sizes.values()], -1), strict=True))
             return with_parameters(site.prior, self._from_prior(site, free))
 

@@ -12,29 +12,36 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from torch import Size, Tensor, nn
 
-from pyro_seq.models.step_model import SplitStepModel
+from pyro_seq.models.presets import Presets
+from pyro_seq.models.step_model import SplitState, SplitStepModel
+from pyro_seq.nn.activations import ClippedLeakyReLU
 from pyro_seq.nn.heads import NormalHead, emission_head
-from pyro_seq.nn.mlp import mlp
+from pyro_seq.nn.mlp import JointMLP
 from pyro_seq.plugins import register
 
 __all__ = ["SRNN"]
 
 
 @register("models", "srnn")
-class SRNN(SplitStepModel):
+class SRNN(Presets, SplitStepModel):
     r"""Stochastic recurrent neural network: a deterministic layer h below a stochastic one, z.
 
     The LSTM reads the frames alone, so that all h are computed at once.
 
+    Its papers' filters are ``NeuralFilter(model, reads=["h"])``, the baseline of Marino et al.;
+    ``NeuralFilter(model, residual=True)``, with the last latent and locations added to the
+    prior's, of Fraccaro et al.; and ``BackwardSmoother(model, residual=True, reads=["z"],
+    embedding=True)``, their smoother.
+
     Args:
-        frame: Size of a frame.
+        frame: Size or shape of a frame.
         latent: Size of z.
         hidden: Units of the LSTM.
         prior: Units of each hidden layer of the prior network.
@@ -46,9 +53,14 @@ class SRNN(SplitStepModel):
         encoder: Module from frames `(batch, time, *frame)` to `(batch, time, features)` before the
             LSTM; by default the frame itself.
         features: Size of its output, when there is one.
+        activation: Makes the nonlinearity of the dense layers.
         dropout: Probability with which a unit of the LSTM's output is dropped in training.
         frame_dropout: Probability with which a value of the frame is hidden from the LSTM in
             training; the emission is scored on the whole frame.
+
+    Attributes:
+        PRESETS: `"midi"` and `"timit"`, the sizes of Marino et al. for notes of the piano and for
+            windows of 200 samples of speech.
 
     Raises:
         ValueError: For an unknown emission, or an encoder without `features`.
@@ -59,16 +71,45 @@ class SRNN(SplitStepModel):
         torch.Size([2, 5, 88])
     """
 
+    PRESETS = {
+        "midi": {
+            "frame": 88,
+            "latent": 100,
+            "hidden": 300,
+            "prior": (500,),
+            "decoder": (500, 500),
+            "emission": "bernoulli",
+            "activation": ClippedLeakyReLU,
+        },
+        "timit": {
+            "frame": 200,
+            "latent": 256,
+            "hidden": 1024,
+            "prior": (512, 512),
+            "decoder": (512, 512),
+            "emission": "normal",
+            "activation": ClippedLeakyReLU,
+        },
+    }
+
     class State(NamedTuple):
-        """The LSTM's output h `(*batch, hidden)` and the last latent z `(*batch, latent)`."""
+        """The LSTM's output h `(*batch, hidden)`, its shares of prior and decoder, the last z."""
+
+        h: Tensor
+        prior: Tensor
+        decoder: Tensor
+        z: Tensor
+
+    class Visible(NamedTuple):
+        """What a guide reads: h `(*batch, hidden)` and the last latent z `(*batch, latent)`."""
 
         h: Tensor
         z: Tensor
 
     class Latents(NamedTuple):
-        """What the emission reads: h and the latent of the step."""
+        """What the emission reads: the share of h, and the latent of the step."""
 
-        h: Tensor
+        decoder: Tensor
         z: Tensor
 
     def __init__(
@@ -84,6 +125,7 @@ class SRNN(SplitStepModel):
         emission_options: dict[str, Any] | None = None,
         encoder: nn.Module | None = None,
         features: int | None = None,
+        activation: Callable[[], nn.Module] = nn.ELU,
         dropout: float = 0.0,
         frame_dropout: float = 0.0,
     ) -> None:
@@ -97,19 +139,21 @@ class SRNN(SplitStepModel):
         self.lstm = nn.LSTM(size if features is None else features, hidden, batch_first=True)
         self.h_0 = nn.Parameter(torch.zeros(hidden))
         self.z_0 = nn.Parameter(torch.zeros(latent))
-        self.prior = nn.Sequential(
-            *mlp(hidden + latent + controls, prior), NormalHead(prior[-1], latent)
-        )
+        self.prior = JointMLP([hidden, latent + controls], prior, activation)
+        self.prior_head = NormalHead(prior[-1], latent)
+        self.decoder = JointMLP([hidden, latent], decoder, activation)
         if isinstance(emission, str):
             emission = emission_head(emission, decoder[-1], frame, **(emission_options or {}))
-        self.decoder = nn.Sequential(*mlp(hidden + latent, decoder), emission)
+        self.emit = emission
 
     def begin(self, batch_shape: Size) -> State:
         """Learnt start of h and z."""
-        return self.State(
-            self.h_0.expand(*batch_shape, -1),
-            self.z_0.expand(*batch_shape, -1),
-        )
+        h, z = self.h_0.expand(*batch_shape, -1), self.z_0.expand(*batch_shape, -1)
+        return self.State(h, self.prior.share(0, h), self.decoder.share(0, h), z)
+
+    def visible(self, state: SplitState) -> Visible:
+        """The LSTM's output and the last latent."""
+        return self.Visible(state.state.h, state.state.z)
 
     def initial_memory(self, batch: int) -> tuple[Tensor, Tensor]:
         """Output and cell of the LSTM, `(batch, hidden)` each."""
@@ -117,21 +161,25 @@ class SRNN(SplitStepModel):
         return h, torch.zeros_like(h)
 
     def embed(self, x: Tensor, memory: tuple[Tensor, Tensor]) -> tuple[Tensor, Any]:
-        r""":math:`h_{t+1}`, what the LSTM makes of the frames up to t; `(batch, time, hidden)`."""
+        r""":math:`h_{t+1}`, what the LSTM makes of the frames up to t, and its two shares."""
         h, (last, cell) = self.lstm(
             self.drop_frame(self.encoder(x)), tuple(m.unsqueeze(0).contiguous() for m in memory)
         )
-        return self.drop(h), (last.squeeze(0), cell.squeeze(0))
+        h = self.drop(h)
+        shares = self.prior.share(0, h), self.decoder.share(0, h)
+        return torch.cat([h, *shares], -1), (last.squeeze(0), cell.squeeze(0))
 
     def latents(self, state: State, u_t: Tensor | None) -> Latents:
         r"""Draws :math:`z_t \sim p(z_t \mid h_t, z_{t-1}, u_t)`."""
-        parts = [*state] if u_t is None else [*state, u_t]
-        return self.Latents(state.h, pyro.sample("z", self.prior(torch.cat(parts, -1))))
+        past = state.z if u_t is None else torch.cat([state.z, u_t], -1)
+        prior = self.prior_head(self.prior(state.prior + self.prior.share(1, past)))
+        return self.Latents(state.decoder, pyro.sample("z", prior))
 
     def emission(self, latents: Latents) -> Any:  # noqa: ANN401
         r""":math:`p(x_t \mid h_t, z_t)`."""
-        return self.decoder(torch.cat(latents, -1))
+        return self.emit(self.decoder(latents.decoder + self.decoder.share(1, latents.z)))
 
     def transition(self, state: State, latents: Latents, embedding: Tensor, u_t: Any) -> State:  # noqa: ANN401
         """The LSTM's next output, and the latent."""
-        return self.State(embedding, latents.z)
+        sizes = [part.shape[-1] for part in (state.h, state.prior, state.decoder)]
+        return self.State(*embedding.split(sizes, -1), latents.z)

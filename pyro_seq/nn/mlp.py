@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["mlp"]
+__all__ = ["JointMLP", "mlp"]
 
 
 def mlp(
@@ -30,3 +30,53 @@ def mlp(
             layers.append(nn.Dropout(dropout))
         inputs = width
     return nn.Sequential(*layers)
+
+
+class JointMLP(nn.Module):
+    r"""Dense layers over several inputs whose shares of the first layer can be computed apart.
+
+    .. math:: f(a, b) = g(W_a a + W_b b + c)
+
+    What is known for all steps of a sequence is multiplied once, outside the loop over time.
+
+    Args:
+        inputs: Size of each input.
+        hidden: Units of each layer; the output is the last layer's.
+        activation: Makes a nonlinearity.
+        dropout: Probability that a unit is dropped in training.
+
+    Example:
+        >>> import torch
+        >>> network = JointMLP([3, 2], [8])
+        >>> a, b = torch.ones(5, 3), torch.ones(5, 2)
+        >>> network(network.share(0, a) + network.share(1, b)).shape
+        torch.Size([5, 8])
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[int],
+        hidden: Sequence[int],
+        activation: Callable[[], nn.Module] = nn.ELU,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not hidden:
+            raise ValueError("hidden must have one layer or more; got none")
+        self.shares = nn.ModuleList(
+            nn.Linear(n, hidden[0], bias=not i) for i, n in enumerate(inputs)
+        )
+        bound = sum(inputs) ** -0.5
+        for parameter in self.shares.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+        self.activation = activation()
+        self.drop = nn.Dropout(dropout)
+        self.rest = mlp(hidden[0], hidden[1:], activation, dropout)
+
+    def share(self, number: int, value: Tensor) -> Tensor:
+        """What an input `(*batch, size)` adds to the first layer, `(*batch, units)`."""
+        return self.shares[number](value)
+
+    def forward(self, total: Tensor) -> Tensor:
+        """The output, given the sum of all shares."""
+        return self.rest(self.drop(self.activation(total)))

@@ -1,0 +1,330 @@
+"""Train filters of a stochastic recurrent network on polyphonic music, and compare free energies.
+
+    python examples/avf_music.py --dataset jsb --preset default --out runs/jsb
+
+One generative model (SRNN or VRNN) is trained with each of several filters:
+
+- `baseline`: the papers' network of frame and recurrent state; `residual`: with the last latent,
+  and locations added to the prior's;
+- `vfem`: gradient descent on every step's free energy, no network (Algorithm 1);
+- `avf_k1`, `avf_k2`, `avf_k5`: amortized variational filtering with K iterations;
+- `rnn`: no latents, the same recurrent network and output; its numbers are exact.
+
+Written to OUT: free energies in nats per step of the test songs in two conventions
+(`<filter>_free_energy_per_step`: frames 2 to T of a song over T - 1, mean over songs;
+`..._all`: all frames, mean over steps) with standard errors over songs in `metrics.json`, the
+ArviZ comparison of the bounds in `comparison.csv`, and figures.
+
+Presets: `smoke` ends in seconds; `default` is for a laptop's CPU; `paper` has the sizes and the
+schedule of Marino et al. (2018).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from _interface import overridden, parser, pick_device, write_json
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_seq.data import Batch, SequenceDataset, batches, fixed_crops, random_crops
+from pyro_seq.data.polyphonic import POLYPHONIC, Transpose, load_polyphonic
+from pyro_seq.evaluation import FreeEnergy, compare, free_energy
+from pyro_seq.inference import FilteringELBO
+from pyro_seq.nn.mlp import mlp
+from pyro_seq.plugins import get
+from pyro_seq.training import CSVLogger, SequenceLoss, fit, warmup_cosine
+
+FILTERS = ("baseline", "residual", "vfem", "avf_k1", "avf_k2", "avf_k5", "rnn")
+KEYS = 88
+SILENCE = -3.0
+
+
+class Preset(NamedTuple):
+    """One setting of the experiment.
+
+    Attributes:
+        sizes: Of the SRNN: latent, LSTM, and the hidden layers of prior and decoder.
+        network: Units of each layer of a filter's network.
+        avf: Options of the AVF guide.
+        vfem: Options of the guide of Algorithm 1.
+        epochs: Passes over the songs, each of `crops_per_song` random crops of a song.
+        songs: Songs of each split, None for all.
+        transpose: Semitones by which training crops are moved at random, from and to.
+    """
+
+    sizes: dict[str, Any]
+    network: list[int]
+    avf: dict[str, Any]
+    vfem: dict[str, Any]
+    epochs: int
+    learning_rate: float
+    final_rate: float
+    crop: int = 25
+    batch: int = 32
+    crops_per_song: int = 4
+    dropout: float = 0.3
+    frame_dropout: float = 0.1
+    transpose: tuple[int, int] | None = (-3, 3)
+    clip_norm: float = 10.0
+    kl_epochs: int = 0
+    songs: int | None = None
+
+
+DEFAULT = Preset(
+    sizes={"latent": 32, "hidden": 200, "prior": [128], "decoder": [256]},
+    network=[256, 256],
+    avf={
+        "encodes": ["parameters", "gradients", "observation"],
+        "stop_gradients": False,
+    },
+    vfem={"iterations": 10, "rate": 0.3},
+    epochs=70,
+    learning_rate=0.01,
+    final_rate=0.05,
+)
+PRESETS = {
+    "default": DEFAULT,
+    "smoke": DEFAULT._replace(
+        sizes={"latent": 4, "hidden": 16, "prior": [16], "decoder": [16]},
+        network=[16],
+        epochs=2,
+        batch=8,
+        crops_per_song=1,
+        songs=24,
+    ),
+    "paper": DEFAULT._replace(
+        sizes={"latent": 100, "hidden": 300, "prior": [500], "decoder": [500, 500]},
+        network=[1024, 1024],
+        avf={"encodes": ["parameters", "gradients"], "stop_gradients": True, "update": "sgd"},
+        epochs=800,
+        batch=16,
+        learning_rate=1e-4,
+        final_rate=1.0,
+        crops_per_song=1,
+        dropout=0.0,
+        frame_dropout=0.0,
+        transpose=None,
+        kl_epochs=50,
+    ),
+}
+
+
+class Data(NamedTuple):
+    """The three splits; the validation loss is of fixed crops."""
+
+    train: SequenceDataset
+    validation: SequenceDataset
+    test: SequenceDataset
+
+
+class RNN(PyroModule):
+    """The control without latents: an LSTM over the frames, and the decoder on its output."""
+
+    def __init__(self, hidden: int, decoder: list[int], dropout: float) -> None:
+        super().__init__("rnn")
+        self.lstm = nn.LSTM(KEYS, hidden, batch_first=True)
+        self.first = nn.Parameter(torch.zeros(hidden))
+        self.drop = nn.Dropout(dropout)
+        self.decoder = nn.Sequential(*mlp(hidden, decoder), nn.Linear(decoder[-1], KEYS))
+        nn.init.constant_(self.decoder[-1].bias, SILENCE)
+
+    def steps(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Log density of each frame given those before, `(batch, time)`; 0 in padding."""
+        x = x if mask is None else torch.where(mask.unsqueeze(-1), x, torch.zeros_like(x))
+        outputs = self.lstm(x[:, :-1])[0]
+        h = torch.cat([self.first.expand(len(x), 1, -1), outputs], 1)
+        nats = dist.Bernoulli(logits=self.decoder(self.drop(h))).log_prob(x).sum(-1)
+        return nats if mask is None else torch.where(mask, nats, torch.zeros_like(nats))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, controls: None = None) -> None:
+        """One factor per sequence."""
+        with pyro.plate("sequences", len(x), dim=-1):
+            pyro.factor("x", self.steps(x, mask).sum(-1))
+
+
+class Nothing(PyroModule):
+    """The guide of a model without latents."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, controls: None = None) -> dict:
+        """No sites."""
+        return {}
+
+
+def build(name: str, args: argparse.Namespace, preset: Preset) -> tuple[Any, Any]:
+    """The model and the filter of that name."""
+    torch.manual_seed(args.seed)
+    if name == "rnn":
+        sizes = preset.sizes
+        return RNN(sizes["hidden"], sizes["decoder"], preset.dropout), Nothing("nothing")
+    model = get("models", args.model)(
+        KEYS, **preset.sizes, dropout=preset.dropout, frame_dropout=preset.frame_dropout
+    )
+    nn.init.constant_(model.emit.logits.bias, SILENCE)
+    if name == "baseline":
+        return model, get("guides", "filter")(model, hidden=preset.network, reads=["h"])
+    if name == "residual":
+        return model, get("guides", "filter")(model, hidden=preset.network, residual=True)
+    if name == "vfem":
+        return model, get("guides", "vfem")(model, **preset.vfem)
+    iterations = int(name.removeprefix("avf_k"))
+    return model, get("guides", "avf")(model, iterations, hidden=preset.network, **preset.avf)
+
+
+def main() -> None:
+    """Train every filter, evaluate on the test songs, compare, plot."""
+    args, preset = arguments()
+    args.out.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    device = pick_device(args.device)
+    pyro.enable_validation(False)
+    torch.distributions.Distribution.set_default_validate_args(False)
+    data = load(args, preset)
+    trained, seconds = {}, {}
+    for name in args.filters:
+        trained[name], seconds[name] = train(name, args, preset, data, device)
+    metrics = evaluate(trained, data, args)
+    metrics |= {f"{name}_training_seconds": value for name, value in seconds.items()}
+    metrics["seconds"] = max(time.perf_counter() - began, sum(seconds.values()))
+    write_json(args.out / "metrics.json", metrics, {**vars(args), **preset._asdict()})
+    print(f"\nResults and figures are in {args.out}, after {metrics['seconds']:.0f} s")
+
+
+def arguments() -> tuple[argparse.Namespace, Preset]:
+    """The command line, and the preset with what it overrides."""
+    options = parser(__doc__.splitlines()[0] if __doc__ else "", "runs/avf_music")
+    options.add_argument("--dataset", choices=tuple(POLYPHONIC), default="jsb")
+    options.add_argument("--model", choices=("srnn", "vrnn"), default="srnn")
+    options.add_argument(
+        "--filters", nargs="+", choices=FILTERS, default=None, help="which to train"
+    )
+    args = options.parse_args()
+    if args.filters is None:
+        args.filters = ["baseline", "avf_k1"] if args.preset == "smoke" else list(FILTERS)
+    return args, overridden(options, PRESETS[args.preset], args.set)
+
+
+def load(args: argparse.Namespace, preset: Preset) -> Data:
+    """The three splits of the data set."""
+    splits = (
+        load_polyphonic(args.dataset, split, args.data_dir)
+        for split in ("train", "validation", "test")
+    )
+    if preset.songs is not None:
+        splits = (first_songs(split, preset.songs) for split in splits)
+    return Data(*splits)
+
+
+def first_songs(dataset: SequenceDataset, count: int) -> SequenceDataset:
+    """The first songs of a split."""
+    part = dataset[list(range(min(count, len(dataset))))]
+    return SequenceDataset(part.x, lengths=part.lengths)
+
+
+def train(
+    name: str, args: argparse.Namespace, preset: Preset, data: Data, device: torch.device
+) -> tuple[tuple[Any, Any], float]:
+    """Train one filter with its model; the weights of the best validation epoch are kept."""
+    model, guide = build(name, args, preset)
+    loss = SequenceLoss(model, guide, None if name == "rnn" else FilteringELBO()).to(device)
+    loader = random_crops(
+        data.train,
+        preset.crop,
+        preset.batch,
+        crops_per_sequence=preset.crops_per_song,
+        augment=None if preset.transpose is None else Transpose(*preset.transpose),
+        seed=args.seed,
+    )
+    crops = fixed_crops(data.validation, preset.crop, seed=0, crops_per_sequence=2)
+    total = preset.epochs * len(loader)
+    optimizer = torch.optim.Adam(loss.parameters(), preset.learning_rate)
+    warmup = min(50, total - 1)
+    schedule = warmup_cosine(optimizer, total, warmup=warmup, final=preset.final_rate)
+    callbacks = []
+    print(f"\nTraining {name}: {preset.epochs} epochs of {len(loader)} steps", flush=True)
+    folder = args.out / "checkpoint" / name
+    result = fit(
+        loss,
+        loader,
+        batches(crops, 256, shuffle=False),
+        epochs=preset.epochs,
+        optimizer=optimizer,
+        schedule=schedule,
+        clip_norm=preset.clip_norm,
+        seed=args.seed,
+        device=device,
+        checkpoint_dir=folder,
+        resume=args.resume and folder.exists(),
+        checkpoint_every=200,
+        config={"filter": name, "dataset": args.dataset, **preset._asdict()},
+        loggers=[CSVLogger(args.out / f"training_{name}.csv")],
+        callbacks=callbacks,
+    )
+    if result.best_weights is not None:
+        loss.load_state_dict(result.best_weights)
+    best = result.best["epoch"]
+    print(f"  {result.steps} steps in {result.seconds:.0f} s, best epoch {best:.0f}", flush=True)
+    return (model, guide), result.seconds
+
+
+def energies(pair: tuple[Any, Any], batch: Batch) -> FreeEnergy:
+    """Free energy of each frame of each song; one draw, and exact for the RNN."""
+    model, guide = pair
+    if not isinstance(model, RNN):
+        return free_energy(model, guide, batch, seed=0, chunk=128)
+    model.eval()
+    with torch.no_grad():
+        nats = model.steps(batch.x, batch.mask).double().cpu()
+    return FreeEnergy(nats, torch.zeros_like(nats), batch.mask.cpu(), 1)
+
+
+def evaluate(
+    trained: dict[str, tuple[Any, Any]], data: Data, args: argparse.Namespace
+) -> dict[str, float]:
+    """Free energies of the test songs in both conventions, the comparison and the figures."""
+    batch = data.test[list(range(len(data.test)))]
+    results = {name: energies(pair, batch) for name, pair in trained.items()}
+    metrics: dict[str, float] = {}
+    print(f"\nFree energy, nats per step, {len(data.test)} test songs of {args.dataset}")
+    print(f"{'filter':10s} {'frames 2..T, mean over songs':>32s} {'all frames, over steps':>26s}")
+    for name, energy in results.items():
+        paper, every = energy.per_step(skip=1), energy.per_step(over="steps")
+        metrics |= {
+            f"{name}_free_energy_per_step": paper.mean,
+            f"{name}_free_energy_per_step_se": paper.standard_error,
+            f"{name}_free_energy_per_step_all": every.mean,
+            f"{name}_free_energy_per_step_all_se": every.standard_error,
+            f"{name}_divergence_per_step_all": float(energy.divergence.sum() / energy.mask.sum()),
+        }
+        print(
+            f"{name:10s} {paper.mean:25.3f} +- {paper.standard_error:.3f} {every.mean:17.3f} +- {every.standard_error:.3f}"
+        )
+    comparison = compare({name: energy.bound() for name, energy in results.items()})
+    comparison.to_csv(args.out / "comparison.csv")
+    print(f"\nBounds in nats, summed over {len(data.test)} test songs (ArviZ; the RNN is exact)")
+    print(comparison.to_string(float_format=lambda value: f"{value:.2f}"))
+    for name, pair in trained.items():
+        metrics |= iterations(name, pair, batch)
+    return metrics
+
+
+def iterations(name: str, pair: tuple[Any, Any], batch: Batch) -> dict[str, float]:
+    """Free energy per step with other numbers of inference iterations than in training."""
+    guide = pair[1]
+    if not name.startswith("avf"):
+        return {}
+    trained, found = guide.iterations, {}
+    for count in range(1, 9):
+        guide.iterations = count
+        found[f"{name}_at_{count}_free_energy_per_step"] = energies(pair, batch).per_step(1).mean
+    guide.iterations = trained
+    return found
+
+
+if __name__ == "__main__":
+    main()
