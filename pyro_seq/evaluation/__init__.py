@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyro_seq.evaluation.arviz import compare, plot_compare, to_arviz
 from pyro_seq.evaluation.bound import Bound, Estimate
 from pyro_seq.evaluation.draws import Draws, posterior_draws
-from pyro_seq.evaluation.elbo import elbo, iwae
+from pyro_seq.evaluation.elbo import elbo, fivo, iwae
 from pyro_seq.evaluation.forecast import Forecast, forecast
 from pyro_seq.evaluation.free_energy import FreeEnergy, free_energy
 from pyro_seq.evaluation.impute import (
@@ -28,6 +28,7 @@ __all__ = [
     "compare",
     "copy_last",
     "elbo",
+    "fivo",
     "forecast",
     "format_table",
     "free_energy",

@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from pyro_seq.data import Batch
 from pyro_seq.evaluation.bound import Bound
 from pyro_seq.evaluation.context import as_batch
 from pyro_seq.evaluation.draws import Draws, posterior_draws
-from pyro_seq.evaluation.elbo import elbo, iwae
+from pyro_seq.evaluation.elbo import elbo, fivo, iwae
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["compare", "plot_compare", "to_arviz"]
 
-BOUNDS = ("elbo", "iwae")
+BOUNDS = ("elbo", "iwae", "fivo")
 
 
 def to_arviz(
@@ -100,15 +101,17 @@ def compare(
 
     The pointwise terms are the bounds :math:`\mathcal{L}(x_i) \le \log p(x_i)` of whole sequences:
     they are exchangeable, frames within a sequence are not. What is compared is bounds, not
-    evidences: a pair may come first because its guide is tighter. `bound="iwae"` with many samples
-    closes most of that gap. Nothing was left out, so there is no effective number of parameters.
+    evidences: a pair may come first because its guide is tighter. `bound="iwae"` with many
+    samples, or `"fivo"` for step models, closes most of that gap. Nothing was left out, so there
+    is no effective number of parameters.
 
     Args:
         pairs: `(model, guide)` by name, or a :class:`~pyro_seq.evaluation.Bound` that was computed
             already, of the same sequences in the same order.
         batch: The sequences; not needed if all values are bounds.
-        bound: `"elbo"` or `"iwae"`.
-        samples: Draws of each sequence; k of the importance-weighted bound.
+        bound: `"elbo"`, `"iwae"` or `"fivo"`.
+        samples: Draws of each sequence; k of the importance-weighted bound, particles of the
+            filter.
         seed: Seed of the draws, the same for each pair.
         method: How `arviz.compare` weights the pairs: `"stacking"`, `"BB-pseudo-BMA"` or
             `"pseudo-BMA"`.
@@ -131,11 +134,12 @@ def compare(
         if not isinstance(pair, Bound):
             if batch is None:
                 raise ValueError(f"batch is needed to compute the {bound} of {name!r}; got None")
-            pair = (
-                elbo(*pair, batch, particles=samples, seed=seed, chunk=chunk)
-                if bound == "elbo"
-                else iwae(*pair, batch, samples=samples, seed=seed, chunk=chunk)
-            )
+            compute = {
+                "elbo": partial(elbo, particles=samples),
+                "iwae": partial(iwae, samples=samples),
+                "fivo": partial(fivo, particles=samples),
+            }[bound]
+            pair = compute(*pair, batch, seed=seed, chunk=chunk)
         bounds[name] = pair
     _check_comparable(bounds)
     return _table(bounds, _arviz_compare(bounds, method))
@@ -249,8 +253,8 @@ def _check_comparable(bounds: Mapping[str, Bound]) -> None:
         raise ValueError("pairs must hold at least one pair; got none")
     first, reference = next(iter(bounds.items()))
     for name, other in bounds.items():
-        kind = (other.name, other.samples if other.name == "iwae" else None)
-        wanted = (reference.name, reference.samples if reference.name == "iwae" else None)
+        kind = (other.name, None if other.name == "elbo" else other.samples)
+        wanted = (reference.name, None if reference.name == "elbo" else reference.samples)
         if kind != wanted or not torch.equal(other.steps, reference.steps):
             raise ValueError(
                 f"bounds of {first!r} and {name!r} must be of one kind and of the same sequences; "

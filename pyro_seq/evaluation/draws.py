@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from pyro import poutine
 from pyro.distributions import Independent, MaskedDistribution
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from pyro_seq.data import Batch
 from pyro_seq.distributions import LinearGaussianSSM
 from pyro_seq.evaluation.context import as_batch, blocks, check, evaluating, place, stacked
 from pyro_seq.evaluation.impute import decode
+from pyro_seq.models.step_model import StepModel
 
-__all__ = ["Draws", "posterior_draws"]
+__all__ = ["Band", "Draws", "posterior_draws"]
+
+
+class Band(NamedTuple):
+    """Mean and central interval over draws, `(sequences, *event)` each."""
+
+    mean: Tensor
+    lower: Tensor
+    upper: Tensor
 
 
 class Draws(NamedTuple):
@@ -27,6 +38,26 @@ class Draws(NamedTuple):
 
     sites: dict[str, Tensor]
     frames: dict[str, Tensor]
+
+    def band(self, name: str, probability: float = 0.9) -> Band:
+        """Mean and band of a latent site or of mean frames, over the draws.
+
+        Args:
+            name: Of a site, such as `"z"`, or of frames, `"x"`.
+            probability: That of the central interval.
+
+        Raises:
+            ValueError: For an unknown name or a probability outside (0, 1).
+        """
+        known = self.sites | self.frames
+        if name not in known:
+            raise ValueError(f"name must be one of {', '.join(known)}; got {name!r}")
+        if not 0 < probability < 1:
+            raise ValueError(f"probability must be between 0 and 1; got {probability}")
+        tail = (1 - probability) / 2
+        values = known[name].numpy()
+        lower, upper = torch.from_numpy(np.quantile(values, [tail, 1 - tail], axis=0))
+        return Band(known[name].mean(0), lower, upper)
 
 
 def posterior_draws(
@@ -45,6 +76,12 @@ def posterior_draws(
     :math:`z \sim p(z \mid a)` jointly, :math:`a_t \sim p(a_t \mid z_t)` where one is missing.
     Other pairs give their own sites; steps that the guide's distribution masks out, and what
     follows from them, are NaN: what a guide draws there is no posterior.
+
+    Step models give the sites of their step over time, `"z"` for `z_1, z_2, ...`: with a
+    filtering guide these are filtered states,
+    :math:`z_t \sim q(z_t \mid z_{<t}, x_{\le t})`, drawn path by path, not reweighted. Where a
+    frame is missing, and in padding, they are predictions. :meth:`Draws.band` makes means and
+    bands of them.
 
     Args:
         model: Generative model.
@@ -107,7 +144,7 @@ def _from_dynamics(model: Any, guide: Any, part: Batch) -> Draws:  # noqa: ANN40
 
 
 def _from_traces(model: nn.Module, guide: nn.Module, part: Batch) -> Draws:
-    trace = poutine.trace(guide).get_trace(*part)
+    trace = prune_subsample_sites(poutine.trace(guide).get_trace(*part))
     sites: dict[str, Any] = {name: trace.nodes[name] for name in trace.stochastic_nodes}
     seen = {name: _scored(site["fn"]) for name, site in sites.items()}
     values = {name: _blank(site["value"], seen[name]) for name, site in sites.items()}
@@ -118,7 +155,18 @@ def _from_traces(model: nn.Module, guide: nn.Module, part: Batch) -> Draws:
     for name in predicted.observation_nodes:
         site: Any = predicted.nodes[name]
         frames[name] = _blank(site["fn"].mean.expand_as(site["value"]), shown)
+    if isinstance(model, StepModel):
+        return Draws(_over_time(values), _over_time(frames))
     return Draws(values, frames)
+
+
+def _over_time(steps: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Values of `z_1, z_2, ...`, `(batch, *event)`, as one of `z`, `(batch, time, *event)`."""
+    names = {name: name.rpartition("_")[0] for name in steps}
+    return {
+        base: torch.stack([value for name, value in steps.items() if names[name] == base], 1)
+        for base in dict.fromkeys(names.values())
+    }
 
 
 def _scored(fn: Any) -> Tensor | None:  # noqa: ANN401

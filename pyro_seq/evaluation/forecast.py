@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from pyro_seq.data import Batch
 from pyro_seq.evaluation.context import blocks, check, evaluating, place
 from pyro_seq.evaluation.impute import decode
+from pyro_seq.guides.filtering import FilteringGuide
+from pyro_seq.inference.filtering import filter_sequences
+from pyro_seq.ops.trees import map_tensors
 
 __all__ = ["Forecast", "forecast"]
 
@@ -18,11 +21,12 @@ class Forecast(NamedTuple):
     """The steps after a context.
 
     Attributes:
-        a: Codes, `(*samples, batch, steps, obs)`.
-        frames: Mean frames of the codes, `(*samples, batch, steps, *frame)`.
+        a: Codes, `(*samples, batch, steps, obs)`; None for a step model.
+        frames: Mean frames of the codes, `(*samples, batch, steps, *frame)`; those of a step
+            model are drawn.
     """
 
-    a: Tensor
+    a: Tensor | None
     frames: Tensor
 
 
@@ -45,9 +49,12 @@ def forecast(
     each is one possible future, with the noise of state and code in it. A context of the first few
     frames gives generation as in the paper.
 
+    A step model has no mean path. Each future goes on from a draw of its filtering guide over the
+    context, and its frames are drawn from the model, since the next step may read them.
+
     Args:
         guide: Guide of a trained pair with mixture dynamics, for example
-            :class:`~pyro_seq.guides.KalmanGuide`.
+            :class:`~pyro_seq.guides.KalmanGuide`, or a filtering guide of a step model.
         x: The context, `(batch, time, *frame)`. Frames missing at its end are time that passed:
             the forecast begins after the last column.
         steps: H, number of frames to forecast.
@@ -68,6 +75,9 @@ def forecast(
     copies = samples or 1
     with evaluating(model, guide, seed=seed):
         parts = blocks(Batch(x, mask, controls), max(1, chunk // copies))
+        if isinstance(guide, FilteringGuide):
+            futures = [_generated(guide, place(model, part), steps, copies) for part in parts]
+            return Forecast(None, torch.cat(futures, 1).to(x.device))
         if samples is None:
             codes = [_mean(guide, place(guide, part), steps) for part in parts]
         else:
@@ -85,17 +95,26 @@ def _check(
     samples: int | None,
 ) -> Any:  # noqa: ANN401
     model: Any = getattr(guide, "model", None)
-    if not all(hasattr(guide, name) for name in ("filter", "codes")) or not all(
+    if isinstance(guide, FilteringGuide):
+        size = model.controls
+        if samples is None:
+            raise ValueError(
+                "samples must be the number of futures to draw: a step model has no mean path; "
+                "got None"
+            )
+    elif not all(hasattr(guide, name) for name in ("filter", "codes")) or not all(
         hasattr(model, name) for name in ("decode", "dynamics")
     ):
         raise TypeError(
             "guide must have filter(x, mask, controls), codes(x, mask) and a model with decode(a) "
             f"and dynamics; {type(guide).__name__} has not. Use for example KalmanGuide"
         )
+    else:
+        size = getattr(model.dynamics, "controls", 0)
     if steps < 1 or (samples is not None and samples < 1):
         raise ValueError(f"steps and samples must be at least 1; got {steps} and {samples}")
     needed = (x.shape[0], x.shape[1] + steps)
-    if getattr(model.dynamics, "controls", 0) and controls is None:
+    if size and controls is None:
         got = "None"
     elif controls is not None and controls.shape[:2] != needed:
         got = f"shape {tuple(controls.shape)}"
@@ -111,6 +130,18 @@ def _check_context(model: Any, part: Batch) -> None:  # noqa: ANN401
     """Look at the context alone, so that a message speaks of the shapes that were given."""
     controls = None if part.controls is None else part.controls[:, : part.x.shape[1]]
     check(model, part._replace(controls=controls))
+
+
+def _generated(guide: FilteringGuide, part: Batch, steps: int, samples: int) -> Tensor:
+    """Drawn frames `(samples, batch, steps, *frame)` of a step model."""
+    x, mask, controls = part
+    past, future = (None, None) if controls is None else controls.tensor_split([x.shape[1]], 1)
+    state = filter_sequences(guide, x, mask, past, particles=samples, analytic=False).state.model
+    state = map_tensors(lambda leaf: leaf.flatten(0, 1), state)
+    if future is not None:
+        future = future.repeat(samples, 1, 1)
+    frames = guide.model.generate(time=steps, controls=future, state=state)
+    return frames.view(samples, x.shape[0], *frames.shape[1:])
 
 
 def _mean(guide: Any, part: Batch, steps: int) -> Tensor:  # noqa: ANN401

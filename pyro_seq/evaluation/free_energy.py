@@ -6,22 +6,18 @@ r"""The free energy of a step model and a filtering guide, step by step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from pyro import poutine
-from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch import Tensor
 
-from pyro_seq.data import Batch
 from pyro_seq.evaluation.bound import Bound, Estimate, mean_of, ratio_of
-from pyro_seq.evaluation.context import as_batch, blocks, evaluating, place
+from pyro_seq.evaluation.context import as_batch, blocks, evaluating
+from pyro_seq.evaluation.step_pairs import step_terms
 from pyro_seq.guides.filtering import FilteringGuide
-from pyro_seq.inference.filtering import filter_sequences, start
 from pyro_seq.models.step_model import StepModel
 
-__all__ = ["FreeEnergy", "StepTerms", "as_step_pair", "free_energy", "step_terms"]
+__all__ = ["FreeEnergy", "free_energy"]
 
 OVER = ("sequences", "steps")
 
@@ -102,13 +98,6 @@ class FreeEnergy(NamedTuple):
         return self.nats[kept, skip:].sum(1), steps[kept].double()
 
 
-class StepTerms(NamedTuple):
-    """Log likelihoods and divergences at draws, `(draws, sequences, time)` float64 on the CPU."""
-
-    log_likelihood: Tensor
-    divergence: Tensor
-
-
 def free_energy(
     model: StepModel,
     guide: FilteringGuide,
@@ -164,61 +153,3 @@ def free_energy(
     log_likelihood, divergence = (torch.cat(column) for column in zip(*parts, strict=True))
     mask = torch.ones(whole.x.shape[:2], dtype=torch.bool) if whole.mask is None else whole.mask
     return FreeEnergy(log_likelihood, divergence, mask.cpu(), samples)
-
-
-def as_step_pair(
-    model: nn.Module, guide: nn.Module
-) -> tuple[StepModel, FilteringGuide] | tuple[()]:
-    """The pair if it can run in one pass, else nothing."""
-    if isinstance(model, StepModel) and isinstance(guide, FilteringGuide):
-        return model, guide
-    return ()
-
-
-def step_terms(
-    model: StepModel,
-    guide: FilteringGuide,
-    part: Batch,
-    draws: int,
-    chunk: int,
-    analytic: bool,
-) -> StepTerms:
-    """Terms of every step at each draw, as many draws at once as there is room for."""
-    start(model, guide)
-    _check_unscaled(model, part)
-    placed, time = _trimmed(place(model, part)), part.x.shape[1]
-    passes = []
-    for count in _shares(draws, max(1, chunk // part.x.shape[0])):
-        terms = filter_sequences(guide, *placed, particles=count, analytic=analytic)
-        both = (terms.log_likelihood, terms.divergence)
-        passes.append([pad(t.movedim(0, -1).double(), (0, time - len(t))).cpu() for t in both])
-    return StepTerms(*(torch.cat(column) for column in zip(*passes, strict=True)))
-
-
-def _shares(total: int, room: int) -> Iterator[int]:
-    """The total in parts of at most `room`."""
-    for begin in range(0, total, room):
-        yield min(room, total - begin)
-
-
-def _trimmed(batch: Batch) -> Batch:
-    """Without the steps that are padding in every sequence."""
-    if batch.mask is None:
-        return batch
-    seen = batch.mask.any(0).nonzero()
-    last = int(seen[-1]) + 1 if len(seen) else 1
-    return Batch._make(None if part is None else part[:, :last] for part in batch)
-
-
-def _check_unscaled(model: StepModel, batch: Batch) -> None:
-    """Raises a ValueError where a site of the step is scaled: its objective is no bound."""
-    with evaluating(model, seed=0):
-        first = place(model, Batch._make(None if part is None else part[:1, :1] for part in batch))
-        trace = poutine.trace(model).get_trace(*first)
-    for name, site in trace.nodes.items():
-        scale = site.get("scale", 1.0)
-        if not isinstance(scale, float | int) or scale != 1:
-            raise ValueError(
-                f"site '{name.removesuffix('_1')}' is scaled: a weighted objective is no bound. "
-                "Evaluate without poutine.scale and subsampling"
-            )

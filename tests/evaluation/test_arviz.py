@@ -172,7 +172,7 @@ def test_one_pair_alone() -> None:
     [
         ({}, {}, "at least one pair"),
         ({"a": kvae_pair}, {}, "batch is needed"),
-        ({"a": bound([0.0])}, {"bound": "fivo"}, "bound must be one of elbo, iwae"),
+        ({"a": bound([0.0])}, {"bound": "loo"}, "bound must be one of elbo, iwae, fivo"),
         (
             {"a": bound([0.0, 1.0]), "b": bound([0.0])},
             {},

@@ -1,0 +1,169 @@
+"""Draws, forecasts, export and particle bounds of step models, by linear-Gaussian ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_seq.data import Batch
+from pyro_seq.evaluation import compare, elbo, fivo, forecast, iwae, posterior_draws, to_arviz
+from pyro_seq.guides import AVF, Bootstrap, NeuralFilter
+from pyro_seq.models import SRNN
+from tests.evaluation.pairs import FactorGuide, FactorModel, factor_batch
+from tests.inference.pairs import (
+    ExactFilter,
+    LinearStep,
+    SplitLinearStep,
+    linear_batch,
+)
+
+
+def pair(controls: int = 0, split: bool = False) -> tuple[LinearStep, ExactFilter]:
+    model = (SplitLinearStep if split else LinearStep)(controls)
+    return model, ExactFilter(model)
+
+
+def evidence(model: LinearStep, batch: Batch) -> Tensor:
+    return model.parts.evidence(batch).log_prob(torch.nan_to_num(batch.x)).detach()
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_particle_bound_of_each_sequence_is_near_its_evidence(split: bool) -> None:
+    model, _ = pair(2, split)
+    batch = linear_batch(model, masked=True, time=15)
+    bound = fivo(model, Bootstrap(model), batch, particles=800, seed=0, chunk=3 * 800)
+    torch.testing.assert_close(bound.per_sequence, evidence(model, batch), rtol=0, atol=0.7)
+    assert torch.equal(bound.steps, batch.mask.sum(1).double())
+    assert bound.name == "fivo" and bound.samples == 800
+    loose = iwae(model, Bootstrap(model), batch, samples=800, seed=0)
+    assert loose.mean < bound.mean - 1
+    same = fivo(
+        model, Bootstrap(model), batch, particles=50, resample_below=0, seed=0, chunk=50 * 6
+    )
+    other = iwae(model, Bootstrap(model), batch, samples=50, seed=0, chunk=50 * 6)
+    torch.testing.assert_close(same.per_sequence, other.per_sequence)
+    torch.testing.assert_close(same.divergence, other.divergence)
+
+
+def test_particles_are_for_step_models() -> None:
+    model = FactorModel()
+    with pytest.raises(TypeError, match="fivo needs a StepModel and a FilteringGuide; got Factor"):
+        fivo(model, FactorGuide(model), factor_batch(), particles=2)
+    with pytest.raises(ValueError, match=r"samples \(particles\) must be at least 1"):
+        fivo(*pair(), torch.zeros(1, 2, 3).double(), particles=0)
+
+
+def test_compare_by_the_particle_bound() -> None:
+    model, guide = pair()
+    batch = linear_batch(model)
+    pairs = {"exact": (model, guide), "bootstrap": (model, Bootstrap(model))}
+    table = compare(pairs, batch, bound="fivo", samples=8)
+    expected = fivo(model, guide, batch, particles=8, seed=0).per_sequence.sum()
+    assert table.loc["exact", "fivo"] == pytest.approx(float(expected))
+    with pytest.raises(ValueError, match="must be of one kind"):
+        compare({"a": fivo(*pair(), batch, particles=2), "b": fivo(*pair(), batch, particles=3)})
+
+
+def test_draws_are_filtered_states_over_time() -> None:
+    model, guide = pair(1)
+    batch = linear_batch(model, masked=True)
+    draws = posterior_draws(model, guide, batch, samples=4000, seed=0, chunk=6 * 1000)
+    assert draws.sites["z"].shape == (4000, 6, 5, 2) and set(draws.sites) == {"z"}
+    torch.testing.assert_close(
+        draws.frames["x"], (draws.sites["z"] @ model.parts.C.mT).detach(), rtol=1e-6, atol=1e-6
+    )
+    p = model.parts
+    prior = p.ahead(p.start, batch.controls[:, 0])
+    exact = p.exact(prior, torch.nan_to_num(batch.x[:, 0]))
+    seen = batch.mask[:, 0, None]
+    loc = torch.where(seen, exact.mean, prior).detach()
+    scale = torch.where(seen, exact.stddev, p.q).detach()
+    first = draws.sites["z"][:, :, 0]
+    assert float(((first.mean(0) - loc) / scale).abs().max()) < 5 / 4000**0.5
+    torch.testing.assert_close(first.std(0), scale, rtol=0.06, atol=0)
+    band = draws.band("z", 0.8)
+    torch.testing.assert_close(band.mean, draws.sites["z"].mean(0))
+    outside = (draws.sites["z"] < band.lower) | (draws.sites["z"] > band.upper)
+    torch.testing.assert_close(
+        outside.double().mean(0), torch.full((6, 5, 2), 0.2).double(), rtol=0, atol=2e-3
+    )
+    assert draws.band("x").upper.shape == (6, 5, 3)
+    with pytest.raises(ValueError, match="name must be one of z, x; got 'a'"):
+        draws.band("a")
+    with pytest.raises(ValueError, match="probability must be between 0 and 1"):
+        draws.band("z", 1.0)
+
+
+@pytest.mark.parametrize("guide", [NeuralFilter, AVF])
+def test_export_has_time(guide: type) -> None:
+    torch.manual_seed(0)
+    model = SRNN(3, latent=2, hidden=3, prior=[4], decoder=[4], emission="normal").double()
+    made = guide(model, hidden=4 if guide is NeuralFilter else [4]).double()
+    batch = linear_batch(LinearStep(), masked=True)
+    data = to_arviz(model, made, batch, samples=3, iwae_samples=4, seed=1)
+    assert data["posterior"]["z"].dims == ("chain", "draw", "sequence", "time", "z_dim_0")
+    draws = posterior_draws(model, made, batch, samples=3, seed=1)
+    np.testing.assert_array_equal(data["posterior"]["z"].values[0], draws.sites["z"].numpy())
+    assert data["posterior_predictive"]["x"].shape == (1, 3, 6, 5, 3)
+    expected = iwae(model, made, batch, samples=4, seed=1).per_sequence
+    np.testing.assert_array_equal(data["log_likelihood"]["x"].values[0, 0], expected.numpy())
+    assert set(data["posterior"].data_vars) == {"z"}
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_futures_have_the_moments_of_the_exact_forecast(split: bool) -> None:
+    """After one frame, whose local posterior is the posterior."""
+    model, guide = pair(2, split)
+    whole = linear_batch(model, sequences=2, time=4)
+    first, rest = whole.x[:, :1], Batch(whole.x[:, 1:], None, whole.controls[:, 1:])
+    draws = forecast(guide, first, 3, controls=whole.controls, samples=6000, seed=0)
+    assert draws.a is None and draws.frames.shape == (6000, 2, 3, 3)
+    begin = Batch(first, None, whole.controls[:, :1])
+    joint = model.parts.evidence(begin).forecast(first, model.parts.evidence(rest))
+    loc, variance = joint.mean.detach(), joint.variance.detach()
+    error = (draws.frames.mean(0) - loc) / variance.sqrt()
+    assert float(error.abs().max()) < 5 / 6000**0.5
+    torch.testing.assert_close(draws.frames.var(0), variance, rtol=0.12, atol=0)
+    step = slice(None), slice(None), slice(0, 2), 0
+    found = torch.stack([pairs.mT.corrcoef() for pairs in draws.frames[step].unbind(1)])
+    assert float(found[:, 0, 1].abs().min()) > 0.02  # one future is one path
+
+
+@pytest.mark.parametrize("chunk", [1, 256])
+def test_without_noise_the_future_follows_from_the_context(chunk: int) -> None:
+    model, guide = pair(1)
+    with torch.no_grad():
+        model.parts.q.fill_(1e-6)
+        model.parts.r.fill_(1e-6)
+    whole = linear_batch(model, time=9)
+    mask = torch.ones(6, 6, dtype=torch.bool)
+    mask[1, 4:], mask[2, 0] = False, False
+    context = torch.where(mask[..., None], whole.x[:, :6], torch.nan)
+    futures = forecast(
+        guide, context, 3, mask, whole.controls, samples=2, seed=0, chunk=chunk
+    ).frames
+    torch.testing.assert_close(
+        futures, whole.x[None, :, 6:].expand(2, -1, -1, -1), rtol=0, atol=1e-3
+    )
+
+
+def test_what_cannot_be_forecast_is_named() -> None:
+    model, guide = pair(1)
+    batch = linear_batch(model)
+    with pytest.raises(ValueError, match="samples must be the number of futures"):
+        forecast(guide, batch.x, 2, controls=batch.controls)
+    with pytest.raises(ValueError, match="controls must cover the context and the forecast"):
+        forecast(guide, batch.x, 2, controls=batch.controls, samples=2)
+    with pytest.raises(ValueError, match="controls must cover .* got None"):
+        forecast(guide, batch.x, 2, samples=2)
+
+
+def test_the_elbo_of_the_exact_filter_pays_for_what_filters_cannot_know() -> None:
+    model, guide = pair()
+    batch = linear_batch(model, sequences=4, time=1)
+    bound = elbo(model, guide, batch, particles=5, seed=0)
+    assert bound.mean < float(evidence(model, batch).mean())
+    exact = iwae(model, guide, batch, samples=1, seed=0)  # no noise is left after one step
+    torch.testing.assert_close(exact.per_sequence, evidence(model, batch))
