@@ -10,11 +10,13 @@ from pyro_seq.guides.kalman import KalmanGuide, KalmanUpdate, Trajectory
 from pyro_seq.guides.neural_filter import NeuralFilter
 from pyro_seq.guides.online import OnlineFilter
 from pyro_seq.guides.sites import LatentSite
+from pyro_seq.guides.smoother import BackwardSmoother
 from pyro_seq.guides.streams import FilterUpdate, OnlineGuide, OnlineState
 from pyro_seq.guides.vfem import VariationalEM
 
 __all__ = [
     "AVF",
+    "BackwardSmoother",
     "Bootstrap",
     "FilterState",
     "FilterUpdate",
