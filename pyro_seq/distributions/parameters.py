@@ -26,6 +26,7 @@ __all__ = [
     "divergence",
     "free_parameters",
     "is_location",
+    "is_unbounded",
     "prior_where",
     "with_parameters",
 ]
@@ -111,6 +112,15 @@ def is_location(distribution: Distribution, name: str) -> bool:
     core, _ = _core(distribution)
     names = ("loc", "scale") if _moves_support(core) else _names(core)
     return name in _LOCATIONS or not set(_LOCATIONS).intersection(names)
+
+
+def is_unbounded(distribution: Distribution, name: str) -> bool:
+    """Whether a free parameter is used as it is; any other may overflow in an exponential."""
+    core, _ = _core(distribution)
+    if _moves_support(core):
+        return name == "loc"
+    constraint = core.arg_constraints[name]
+    return getattr(constraint, "base_constraint", constraint) is constraints.real
 
 
 def divergence(

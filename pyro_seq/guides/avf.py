@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -22,6 +22,7 @@ from pyro_seq.guides.context import LocalEnergy, StepContext
 from pyro_seq.guides.filtering import FilteringGuide, Inference
 from pyro_seq.guides.local import STARTS, LocalProblem
 from pyro_seq.guides.prototype import flat, prototype
+from pyro_seq.models.step_handlers import predicted
 from pyro_seq.models.step_model import StepModel
 from pyro_seq.plugins import register
 
@@ -53,8 +54,8 @@ class AVF(FilteringGuide):
         update: `"highway"` or `"sgd"`.
         encodes: What the network reads, of :data:`ENCODES`: the parameters and their gradients,
             the frame, the precision-weighted errors of frame and latents
-            (:math:`(x - \mu_x) / \sigma_x^2`, :math:`(z - \mu_p) / \sigma_p^2`), the
-            model's state.
+            (:math:`e = (x - \mu_x) / \sigma_x^2` and :math:`(z - \mu_p) / \sigma_p^2`, read as
+            :math:`\mathrm{sign}(e) \log(1 + |e|)`), the model's state.
         normalise: `"layer"`, `"log"` or `"none"`.
         start: `"prior"` or `"zeros"` (unconstrained parameters).
         samples: Draws per gradient.
@@ -235,17 +236,26 @@ class AVF(FilteringGuide):
 
 def errors(context: StepContext, energy: LocalEnergy) -> Tensor:
     """Precision-weighted errors of frame and latents, `(*batch, size)`, without gradient."""
-    batch = context.batch_shape
-    emission = energy.emission
-    frame = (context.frame.x - emission.mean) / emission.variance.clamp(min=1e-6)
-    if context.frame.seen is not None:
-        seen = context.frame.seen.reshape(*batch, *(1,) * (frame.dim() - len(batch)))
-        frame = torch.where(seen, frame, torch.zeros_like(frame))
-    parts = [frame.reshape(*batch, -1)]
-    for site in energy.sites:
-        error = (site.value - site.prior.mean) / site.prior.variance.clamp(min=1e-6)
-        parts.append(error.reshape(*batch, -1))
-    return torch.cat(parts, -1).detach()
+    batch, seen = context.batch_shape, context.frame.seen
+    frame = _error(context.frame.x, energy.emission, batch)
+    if seen is not None:
+        frame = torch.where(seen.unsqueeze(-1), frame, torch.zeros_like(frame))
+    latents = [_error(site.value, site.prior, batch) for site in energy.sites]
+    return torch.cat([frame, *latents], -1).detach()
+
+
+def _error(value: Tensor, distribution: Any, batch: Size) -> Tensor:  # noqa: ANN401
+    """The error e over its variance as sign(e) log(1 + |e|), `(*batch, size)`."""
+    try:
+        variance = distribution.variance
+    except NotImplementedError:
+        raise ValueError(
+            f"encodes 'errors' needs the variance of each site; {type(distribution).__name__} "
+            "has none. Leave 'errors' out"
+        ) from None
+    error = (value - predicted(distribution)) / variance.clamp(min=1e-6)
+    error = (error.sign() * error.abs().log1p()).nan_to_num()
+    return error.reshape(*batch, -1)
 
 
 def _scale_gradient(value: Tensor, factor: float) -> Tensor:

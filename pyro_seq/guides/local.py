@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_seq.distributions.parameters import free_parameters, is_location, with_parameters
+from pyro_seq.distributions.parameters import free_parameters, is_unbounded, with_parameters
 from pyro_seq.guides.context import LocalEnergy, StepContext
 from pyro_seq.guides.sites import LatentSite
 
@@ -58,7 +58,7 @@ class LocalProblem:
         self.samples = samples
         self.attached = attached
         self.beginning: Parameters = {}
-        self._locations: set[str] = set()
+        self._bounds: dict[str, tuple[Tensor, Tensor]] = {}
 
     def begin(self) -> Slope:
         """Slope at the start."""
@@ -71,7 +71,8 @@ class LocalProblem:
                     leaves.setdefault(name, _leaf(value))
             return chosen(site, leaves)
 
-        return self._slope(choose, leaves)
+        # what the start of a later site owes to an earlier one is in the same graph
+        return self._slope(choose, leaves, keep=self.attached)
 
     def slope(self, parameters: Parameters) -> Slope:
         """Slope at these parameters, of which only the values are read."""
@@ -83,26 +84,31 @@ class LocalProblem:
         return lambda site: chosen(site, parameters)
 
     def bound(self, parameters: Parameters) -> Parameters:
-        """The parameters with those that are no locations within bounds."""
+        """The parameters, logarithms of scales and the like within bounds around the start."""
         return {
-            name: value if name in self._locations else value.clamp(-LIMIT, LIMIT)
+            name: value.clamp(*self._bounds[name]) if name in self._bounds else value
             for name, value in parameters.items()
         }
 
     def _meet(self, site: LatentSite) -> None:
         for name, value in free_parameters(site.prior).items():
             key = f"{site.name}.{name}"
-            self.beginning[key] = torch.zeros_like(value) if self.start == "zeros" else value
-            if is_location(site.prior, name):
-                self._locations.add(key)
+            value = torch.zeros_like(value) if self.start == "zeros" else value
+            self.beginning[key] = value
+            if not is_unbounded(site.prior, name):
+                value = value.detach()
+                self._bounds[key] = value - LIMIT, value + LIMIT
 
-    def _slope(self, choose: Callable[[LatentSite], Any], leaves: Parameters) -> Slope:
+    def _slope(
+        self, choose: Callable[[LatentSite], Any], leaves: Parameters, keep: bool = False
+    ) -> Slope:
         with torch.enable_grad():
             energies = [self.context.evaluate(choose, self.attached) for _ in range(self.samples)]
             total = sum(energy.total.sum() for energy in energies)
             slopes = torch.autograd.grad(
                 total,  # type: ignore[arg-type]
                 [*leaves.values()],
+                retain_graph=keep,
                 allow_unused=True,
                 materialize_grads=True,
             )

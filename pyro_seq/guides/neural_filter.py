@@ -17,7 +17,12 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
-from pyro_seq.distributions.parameters import free_parameters, is_location, with_parameters
+from pyro_seq.distributions.parameters import (
+    free_parameters,
+    is_location,
+    is_unbounded,
+    with_parameters,
+)
 from pyro_seq.guides.context import StepContext
 from pyro_seq.guides.filtering import FilteringGuide, Inference
 from pyro_seq.guides.prototype import flat, prototype
@@ -138,8 +143,8 @@ class NeuralFilter(FilteringGuide):
         start = free_parameters(site.prior) if self.residual else {}
         result = {}
         for name, value in free.items():
-            if not is_location(site.prior, name):
-                result[name] = value.clamp(-LIMIT, LIMIT)
-            else:
-                result[name] = value + start[name] if self.residual else value
+            if not is_unbounded(site.prior, name):
+                value = value.clamp(-LIMIT, LIMIT)
+            shifted = self.residual and is_location(site.prior, name)
+            result[name] = value + start[name] if shifted else value
         return result
