@@ -102,7 +102,7 @@ class OnlineFilter:
                     f"streams; got {_form(state[name])}"
                 )
         values = {
-            name: state[name].to(value) if isinstance(value, Tensor) else state[name]
+            name: state[name].to(value.device) if isinstance(value, Tensor) else state[name]
             for name, value in own.items()
         }
         self._state = _own(_replaced(self._state, values))
