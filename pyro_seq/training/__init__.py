@@ -1,5 +1,6 @@
 """Training of model and guide pairs: loss, loop, checkpoints, several processes."""
 
+from pyro_seq.training.annealing import AnnealKL, linear, quadratic
 from pyro_seq.training.callbacks import Callback, Context, Freeze
 from pyro_seq.training.checkpoint import (
     Checkpoint,
@@ -25,6 +26,7 @@ from pyro_seq.training.step import train_step
 from pyro_seq.training.svi import SVI
 
 __all__ = [
+    "AnnealKL",
     "CSVLogger",
     "Callback",
     "Checkpoint",
@@ -44,9 +46,11 @@ __all__ = [
     "WarnOnPlateau",
     "fit",
     "initialise",
+    "linear",
     "load_checkpoint",
     "load_weights",
     "process_group",
+    "quadratic",
     "save_checkpoint",
     "train_step",
     "warmup_cosine",
