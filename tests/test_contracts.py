@@ -47,6 +47,17 @@ class Setting(NamedTuple):
 
 MLP_KVAE = {"decoder": "mlp", "obs": 2, "state": 4, "modes": 2}
 KALMAN = {"kalman": {"encoder": "mlp"}}
+STEP_GUIDES = {
+    "avf": {"iterations": 2, "hidden": [8]},
+    "bootstrap": {},
+    "filter": {"hidden": 8},
+    "smoother": {"units": 4, "hidden": 8, "residual": True},
+    "vfem": {"iterations": 2},
+}
+FEW_GUIDES = {name: STEP_GUIDES[name] for name in ("filter", "smoother")}
+SMALL_SRNN = {"latent": 2, "hidden": 4, "prior": [5], "decoder": [5]}
+SMALL_VRNN = SMALL_SRNN | {"x_net": [5], "z_net": [3]}
+SMALL_SVG = {"latent": 2, "features": 4, "hidden": 4, "channels": (3, 4)}
 SETTINGS = {
     "kvae": {
         "closed_form": Setting("kvae", KALMAN, MLP_KVAE),
@@ -62,7 +73,34 @@ SETTINGS = {
         ),
         "gaussian": Setting("kvae", KALMAN, MLP_KVAE | {"likelihood": "gaussian"}, binary=False),
         "convolutions": Setting("kvae", {"kalman": {}}, {"modes": 2}),
-    }
+    },
+    "dmm": {
+        "binary": Setting("dmm", STEP_GUIDES, {"latent": 2, "hidden": 5, "width": 5}),
+        "controls": Setting("dmm", {"filter": {"hidden": 8}}, {"latent": 2, "controls": 2}),
+    },
+    "srnn": {
+        "binary": Setting("srnn", STEP_GUIDES, SMALL_SRNN),
+        "controls": Setting(
+            "srnn",
+            {"filter": {"hidden": 8}, "smoother": {"units": 4, "embedding": True}},
+            SMALL_SRNN | {"controls": 2},
+        ),
+        "normal": Setting(
+            "srnn", {"filter": {"hidden": 8}}, SMALL_SRNN | {"emission": "normal"}, binary=False
+        ),
+    },
+    "vrnn": {
+        "binary": Setting("vrnn", FEW_GUIDES, SMALL_VRNN),
+        "controls": Setting("vrnn", {"filter": {"hidden": 8}}, SMALL_VRNN | {"controls": 2}),
+    },
+    "svg": {
+        "normal": Setting("svg", FEW_GUIDES, SMALL_SVG, binary=False),
+        "skips": Setting(
+            "svg",
+            {"filter": {"hidden": 8}},
+            SMALL_SVG | {"skip_frames": 2, "controls": 2, "emission": "bernoulli"},
+        ),
+    },
 }
 
 
