@@ -29,6 +29,7 @@ from pyro_seq.guides.prototype import flat, prototype
 from pyro_seq.guides.sites import LatentSite
 from pyro_seq.models.step_model import StepModel
 from pyro_seq.nn.mlp import JointMLP
+from pyro_seq.nn.recurrent import lstm_step
 from pyro_seq.plugins import register
 
 __all__ = ["NeuralFilter"]
@@ -45,10 +46,13 @@ class NeuralFilter(FilteringGuide):
 
     Args:
         model: Any :class:`~pyro_seq.models.StepModel` with reparametrised latents.
-        hidden: Units of each hidden layer, or of the only one.
+        hidden: Units of each hidden layer, or of the only one; none when empty.
         residual: Whether locations are those of the prior plus the network's output.
         reads: Names of the fields of the model's state that the network reads, such as
-            `["h"]`; all when None.
+            `["h"]`; all when None, none of them when empty.
+        recurrent: Units of an LSTM between the frames and the layers, whose state is the guide's
+            own: q then depends on all frames up to t by itself, as in the filter of the SVG. It
+            skips missing frames.
         encoder: Module from frames `(batch, time, *frame)` to `(batch, time, features)`; by
             default the frame itself. It may be one that the model has too.
         features: Size of its output, when there is one.
@@ -74,6 +78,7 @@ class NeuralFilter(FilteringGuide):
         hidden: int | Sequence[int] = 500,
         residual: bool = False,
         reads: Sequence[str] | None = None,
+        recurrent: int | None = None,
         encoder: nn.Module | None = None,
         features: int | None = None,
         activation: Callable[[], nn.Module] = nn.ELU,
@@ -88,14 +93,21 @@ class NeuralFilter(FilteringGuide):
         self.encoder = nn.Flatten(2) if encoder is None else encoder
         state = known.state if self.reads is None else self._read_size(model)
         frame, others = features or known.frame_shape.numel(), state + known.controls
+        self.recurrent = None if recurrent is None else nn.LSTMCell(frame, recurrent)
+        frame = frame if recurrent is None else recurrent
         layers = [hidden] if isinstance(hidden, int) else list(hidden)
         self.networks, self.heads = nn.ModuleDict(), nn.ModuleDict()
         self.sizes = known.sizes
         for name, sizes in known.sizes.items():
-            self.networks[name] = JointMLP([frame, others], layers, activation, dropout)
-            self.heads[name] = nn.Linear(layers[-1], sum(sizes.values()))
-            with torch.no_grad():  # to begin with, close to the prior if residual
-                self.heads[name].weight.mul_(0.1)
+            inputs, outputs = [frame, others] if others else [frame], sum(sizes.values())
+            if layers:
+                self.networks[name] = JointMLP(inputs, layers, activation, dropout)
+                self.heads[name] = nn.Linear(layers[-1], outputs)
+                with torch.no_grad():  # to begin with, close to the prior if residual
+                    self.heads[name].weight.mul_(0.1)
+            else:
+                self.networks[name] = JointMLP(inputs, [outputs], nn.Identity)
+                self.heads[name] = nn.Identity()
             others += known.values[name]
 
     def _read_size(self, model: StepModel) -> int:
@@ -107,36 +119,61 @@ class NeuralFilter(FilteringGuide):
                 f"reads must name fields of the model's state, {type(state)._fields}; "
                 f"got {missing}"
             )
-        return self._state(state, Size((1,))).shape[-1]
+        return self._state(state, Size((1,))).shape[-1] if self.reads else 0
 
     def _state(self, state: Any, batch_shape: Size) -> Tensor:  # noqa: ANN401
         if self.reads is not None:
             state = [getattr(state, name) for name in self.reads]
         return flat(state, batch_shape)
 
+    def initial_state(self, batch_shape: Size) -> tuple[Tensor, Tensor] | None:
+        """Output and cell of the LSTM if there is one, `(*batch_shape, recurrent)` each, zeros."""
+        if self.recurrent is None:
+            return None
+        units = self.recurrent.hidden_size
+        zeros = self.recurrent.weight_hh.new_zeros(*batch_shape, units)
+        return zeros, zeros
+
     def encode(self, x: Tensor, mask: Tensor | None, controls: Tensor | None) -> Tensor:
-        """The frames' shares of each site's network, `(batch, time, units of all)`."""
+        """The frames' shares of each site's network, or what the LSTM reads."""
         features = self.encoder(x)
+        if self.recurrent is not None:
+            return features
         shares = [network.share(0, features) for network in self.networks.values()]
         return torch.cat(shares, -1) if len(shares) > 1 else shares[0]
 
     def infer(self, context: StepContext, state: Any) -> Inference:  # noqa: ANN401
         """One pass of the network for each site."""
-        inputs = [self._state(context.visible, context.batch_shape)]
+        reads = self.reads is None or self.reads
+        inputs = [self._state(context.visible, context.batch_shape)] if reads else []
         if context.frame.control is not None:
             inputs.append(context.frame.control)
-        shares = context.frame.encoding.chunk(len(self.sizes), -1)
+        shares, state = self._shares(context, state)
         frame = dict(zip(self.sizes, shares, strict=True))
 
         def choose(site: LatentSite) -> Any:  # noqa: ANN401
             earlier = [v.reshape(*context.batch_shape, -1) for v in site.earlier.values()]
             network, sizes = self.networks[site.name], self.sizes[site.name]
-            others = torch.cat([*inputs, *earlier], -1) if inputs[1:] or earlier else inputs[0]
-            output = self.heads[site.name](network(frame[site.name] + network.share(1, others)))
+            total, parts = frame[site.name], [*inputs, *earlier]
+            if parts:
+                others = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+                total = total + network.share(1, others)
+            output = self.heads[site.name](network(total))
             free = dict(zip(sizes, output.split([*sizes.values()], -1), strict=True))
             return with_parameters(site.prior, self._from_prior(site, free))
 
-        return Inference(choose)
+        return Inference(choose, state)
+
+    def _shares(self, context: StepContext, state: Any) -> tuple[Sequence[Tensor], Any]:  # noqa: ANN401
+        """What the frames up to this one add to each site's network, and the LSTM's state."""
+        encoding, seen = context.frame.encoding, context.frame.seen
+        if self.recurrent is None:
+            return encoding.chunk(len(self.sizes), -1), state
+        after = lstm_step(self.recurrent, encoding, *state)
+        if seen is not None:
+            pairs = zip(after, state, strict=True)
+            after = tuple(torch.where(seen.unsqueeze(-1), new, old) for new, old in pairs)
+        return [network.share(0, after[0]) for network in self.networks.values()], after
 
     def _from_prior(self, site: LatentSite, free: dict[str, Tensor]) -> dict[str, Tensor]:
         """The free parameters: bounded, and with the prior's locations added if residual."""

@@ -38,7 +38,7 @@ class SRNN(Presets, SplitStepModel):
     Its papers' filters are ``NeuralFilter(model, reads=["h"])``, the baseline of Marino et al.;
     ``NeuralFilter(model, residual=True)``, with the last latent and locations added to the
     prior's, of Fraccaro et al.; and ``BackwardSmoother(model, residual=True, reads=["z"],
-    embedding=True)``, their smoother.
+    embedding=["h"])``, their smoother.
 
     Args:
         frame: Size or shape of a frame.
@@ -100,6 +100,13 @@ class SRNN(Presets, SplitStepModel):
         decoder: Tensor
         z: Tensor
 
+    class Embedding(NamedTuple):
+        """The LSTM's output after a frame, and its shares of prior and decoder."""
+
+        h: Tensor
+        prior: Tensor
+        decoder: Tensor
+
     class Visible(NamedTuple):
         """What a guide reads: h `(*batch, hidden)` and the last latent z `(*batch, latent)`."""
 
@@ -160,14 +167,14 @@ class SRNN(Presets, SplitStepModel):
         h = self.h_0.expand(batch, -1)
         return h, torch.zeros_like(h)
 
-    def embed(self, x: Tensor, memory: tuple[Tensor, Tensor]) -> tuple[Tensor, Any]:
+    def embed(self, x: Tensor, memory: tuple[Tensor, Tensor]) -> tuple[Embedding, Any]:
         r""":math:`h_{t+1}`, what the LSTM makes of the frames up to t, and its two shares."""
         h, (last, cell) = self.lstm(
             self.drop_frame(self.encoder(x)), tuple(m.unsqueeze(0).contiguous() for m in memory)
         )
         h = self.drop(h)
-        shares = self.prior.share(0, h), self.decoder.share(0, h)
-        return torch.cat([h, *shares], -1), (last.squeeze(0), cell.squeeze(0))
+        embedding = self.Embedding(h, self.prior.share(0, h), self.decoder.share(0, h))
+        return embedding, (last.squeeze(0), cell.squeeze(0))
 
     def latents(self, state: State, u_t: Tensor | None) -> Latents:
         r"""Draws :math:`z_t \sim p(z_t \mid h_t, z_{t-1}, u_t)`."""
@@ -179,7 +186,8 @@ class SRNN(Presets, SplitStepModel):
         r""":math:`p(x_t \mid h_t, z_t)`."""
         return self.emit(self.decoder(latents.decoder + self.decoder.share(1, latents.z)))
 
-    def transition(self, state: State, latents: Latents, embedding: Tensor, u_t: Any) -> State:  # noqa: ANN401
+    def transition(
+        self, state: State, latents: Latents, embedding: Embedding, u_t: Tensor | None
+    ) -> State:
         """The LSTM's next output, and the latent."""
-        sizes = [part.shape[-1] for part in (state.h, state.prior, state.decoder)]
-        return self.State(*embedding.split(sizes, -1), latents.z)
+        return self.State(*embedding, latents.z)
