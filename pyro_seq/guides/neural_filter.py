@@ -12,7 +12,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Size, Tensor, nn
@@ -139,7 +139,7 @@ class NeuralFilter(FilteringGuide):
         features = self.encoder(x)
         if self.recurrent is not None:
             return features
-        shares = [network.share(0, features) for network in self.networks.values()]
+        shares = [self._network(name).share(0, features) for name in self.sizes]
         return torch.cat(shares, -1) if len(shares) > 1 else shares[0]
 
     def infer(self, context: StepContext, state: Any) -> Inference:  # noqa: ANN401
@@ -153,7 +153,7 @@ class NeuralFilter(FilteringGuide):
 
         def choose(site: LatentSite) -> Any:  # noqa: ANN401
             earlier = [v.reshape(*context.batch_shape, -1) for v in site.earlier.values()]
-            network, sizes = self.networks[site.name], self.sizes[site.name]
+            network, sizes = self._network(site.name), self.sizes[site.name]
             total, parts = frame[site.name], [*inputs, *earlier]
             if parts:
                 others = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
@@ -169,11 +169,14 @@ class NeuralFilter(FilteringGuide):
         encoding, seen = context.frame.encoding, context.frame.seen
         if self.recurrent is None:
             return encoding.chunk(len(self.sizes), -1), state
-        after = lstm_step(self.recurrent, encoding, *state)
+        h, c = lstm_step(self.recurrent, encoding, *state)
         if seen is not None:
-            pairs = zip(after, state, strict=True)
-            after = tuple(torch.where(seen.unsqueeze(-1), new, old) for new, old in pairs)
-        return [network.share(0, after[0]) for network in self.networks.values()], after
+            here = seen.unsqueeze(-1)
+            h, c = torch.where(here, h, state[0]), torch.where(here, c, state[1])
+        return [self._network(name).share(0, h) for name in self.sizes], (h, c)
+
+    def _network(self, site: str) -> JointMLP:
+        return cast(JointMLP, self.networks[site])
 
     def _from_prior(self, site: LatentSite, free: dict[str, Tensor]) -> dict[str, Tensor]:
         """The free parameters: bounded, and with the prior's locations added if residual."""
