@@ -102,9 +102,9 @@ class NeuralFilter(FilteringGuide):
             inputs, outputs = [frame, others] if others else [frame], sum(sizes.values())
             if layers:
                 self.networks[name] = JointMLP(inputs, layers, activation, dropout)
-                self.heads[name] = nn.Linear(layers[-1], outputs)
+                self.heads[name] = head = nn.Linear(layers[-1], outputs)
                 with torch.no_grad():  # to begin with, close to the prior if residual
-                    self.heads[name].weight.mul_(0.1)
+                    head.weight.mul_(0.1)
             else:
                 self.networks[name] = JointMLP(inputs, [outputs], nn.Identity)
                 self.heads[name] = nn.Identity()
