@@ -38,7 +38,14 @@ from pyro_seq.evaluation import FreeEnergy, compare, free_energy
 from pyro_seq.inference import FilteringELBO
 from pyro_seq.nn.mlp import mlp
 from pyro_seq.plugins import get
-from pyro_seq.training import CSVLogger, SequenceLoss, fit, warmup_cosine
+from pyro_seq.training import (
+    AnnealKL,
+    CSVLogger,
+    SequenceLoss,
+    fit,
+    quadratic,
+    warmup_cosine,
+)
 
 FILTERS = ("baseline", "residual", "vfem", "avf_k1", "avf_k2", "avf_k5", "rnn")
 KEYS = 88
@@ -71,13 +78,19 @@ class Preset(NamedTuple):
     dropout: float = 0.3
     frame_dropout: float = 0.1
     transpose: tuple[int, int] | None = (-3, 3)
-    clip_norm: float = 10.0
+    clip_norm: float = 2.0
     kl_epochs: int = 0
     songs: int | None = None
 
 
 DEFAULT = Preset(
-    sizes={"latent": 32, "hidden": 200, "prior": [128], "decoder": [256]},
+    sizes={
+        "latent": 32,
+        "hidden": 200,
+        "prior": [128],
+        "decoder": [256],
+        "log_scales": [-4.0, 2.0],
+    },
     network=[256, 256],
     avf={
         "encodes": ["parameters", "gradients", "observation"],
@@ -106,6 +119,7 @@ PRESETS = {
         batch=16,
         learning_rate=1e-4,
         final_rate=1.0,
+        clip_norm=1000.0,
         crops_per_song=1,
         dropout=0.0,
         frame_dropout=0.0,
@@ -245,7 +259,8 @@ def train(
     optimizer = torch.optim.Adam(loss.parameters(), preset.learning_rate)
     warmup = min(50, total - 1)
     schedule = warmup_cosine(optimizer, total, warmup=warmup, final=preset.final_rate)
-    callbacks = []
+    annealed = preset.kl_epochs > 0 and name != "rnn"
+    callbacks = [AnnealKL(loss, quadratic(preset.kl_epochs))] if annealed else []
     print(f"\nTraining {name}: {preset.epochs} epochs of {len(loader)} steps", flush=True)
     folder = args.out / "checkpoint" / name
     result = fit(

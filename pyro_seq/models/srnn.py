@@ -22,7 +22,7 @@ from torch import Size, Tensor, nn
 from pyro_seq.models.presets import Presets
 from pyro_seq.models.step_model import SplitState, SplitStepModel
 from pyro_seq.nn.activations import ClippedLeakyReLU
-from pyro_seq.nn.heads import NormalHead, emission_head
+from pyro_seq.nn.heads import LOG_SCALES, NormalHead, emission_head
 from pyro_seq.nn.mlp import JointMLP
 from pyro_seq.plugins import register
 
@@ -57,6 +57,7 @@ class SRNN(Presets, SplitStepModel):
         dropout: Probability with which a unit of the LSTM's output is dropped in training.
         frame_dropout: Probability with which a value of the frame is hidden from the LSTM in
             training; the emission is scored on the whole frame.
+        log_scales: Bounds of the logarithm of the prior's standard deviations.
 
     Attributes:
         PRESETS: `"midi"` and `"timit"`, the sizes of Marino et al. for notes of the piano and for
@@ -135,6 +136,7 @@ class SRNN(Presets, SplitStepModel):
         activation: Callable[[], nn.Module] = nn.ELU,
         dropout: float = 0.0,
         frame_dropout: float = 0.0,
+        log_scales: tuple[float, float] = LOG_SCALES,
     ) -> None:
         super().__init__()
         self.controls = controls
@@ -147,7 +149,7 @@ class SRNN(Presets, SplitStepModel):
         self.h_0 = nn.Parameter(torch.zeros(hidden))
         self.z_0 = nn.Parameter(torch.zeros(latent))
         self.prior = JointMLP([hidden, latent + controls], prior, activation)
-        self.prior_head = NormalHead(prior[-1], latent)
+        self.prior_head = NormalHead(prior[-1], latent, tuple(log_scales))
         self.decoder = JointMLP([hidden, latent], decoder, activation)
         if isinstance(emission, str):
             emission = emission_head(emission, decoder[-1], frame, **(emission_options or {}))
