@@ -9,6 +9,7 @@ References:
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import pyro
 import torch
 from pyro.infer import ELBO
 from pyro.nn import PyroModule
+from pyro.poutine.runtime import am_i_wrapped, effectful
 from torch import Size, Tensor
 
 from pyro_seq.guides.context import Frame, emission_log_prob
@@ -265,6 +267,19 @@ def start(model: object, guide: object) -> None:
                 )
         if not pyro.settings.get("module_local_params"):
             module.announce()
+        elif am_i_wrapped():
+            _show_local_parameters(module)
+
+
+def _show_local_parameters(module: PyroModule) -> None:
+    """Shows to Pyro's handlers the parameters that no store holds, so that its SVI steps them.
+
+    Pyro's own messages of network parameters lack what its SVI asks of each, `unconstrained`.
+    """
+    for name, parameter in module.named_parameters(module._pyro_name):
+        value: Any = parameter.view_as(parameter)
+        value.unconstrained = weakref.ref(parameter)
+        effectful(type="param")(lambda *_, value=value, **__: value)(name, name=name)
 
 
 def log_likelihood(model: StepModel, step: Step, frame: Frame, shape: Size) -> Tensor:
@@ -294,9 +309,12 @@ def check_sites(step: Step, before: list[Step]) -> None:
     if torch.is_grad_enabled() and not before:
         for site in step.sites:
             if not site.posterior.has_rsample:
+                core: Any = site.prior
+                while hasattr(core, "base_dist"):
+                    core = core.base_dist
                 raise ValueError(
                     f"the latent site '{site.name}' must be reparametrised for this gradient; got "
-                    f"{type(site.prior).__name__}. Train the pair with Pyro's Trace_ELBO, which "
+                    f"{type(core).__name__}. Train the pair with Pyro's Trace_ELBO, which "
                     "has a score-function gradient"
                 )
 

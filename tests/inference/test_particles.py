@@ -73,17 +73,18 @@ def test_without_resampling_it_is_the_importance_weighted_bound(kind: str, maske
 def test_bounds_climb_to_the_exact_evidence(kind: str, masked: bool) -> None:
     model = MODELS[kind](controls=1)
     guide = ExactFilter(model, 0.5, 1.6)
-    batch = linear_batch(model, masked=masked)
+    batch, runs = linear_batch(model, masked=masked), 40
     exact = float(model.parts.evidence(batch).log_prob(torch.nan_to_num(batch.x)).sum().detach())
+    x, u = (part.repeat(runs, 1, 1) for part in (batch.x, batch.controls))
+    mask = None if batch.mask is None else batch.mask.repeat(runs, 1)
     means = []
     with torch.no_grad():
         for particles in (1, 4, 32):
-            bound, runs = IWAE(particles), 40
-            means.append(sum(-bound.loss(model, guide, *batch) for _ in range(runs)) / runs)
+            means.append(-IWAE(particles).loss(model, guide, x, mask, u) / runs)
         assert means[0] < means[1] < means[2] < exact
         assert means[0] < exact - 5  # loose enough for the test to mean something
-        for bound in (IWAE(20_000), FIVO(4000), FIVO(4000, scheme="multinomial")):
-            assert -bound.loss(model, guide, *batch) == pytest.approx(exact, abs=0.25)
+        for bound in (IWAE(10_000), FIVO(3000), FIVO(3000, scheme="multinomial")):
+            assert -bound.loss(model, guide, *batch) == pytest.approx(exact, abs=0.3)
 
 
 def test_resampling_holds_where_weights_alone_degenerate() -> None:
