@@ -42,6 +42,15 @@ def tables(folder: Path = RESULTS) -> dict[str, str]:
             {k: v for k, v in runs.items() if k == "kvae_box_seed0" or k.startswith("kvae_lever")}
         ),
     }
+    for name in ("jsb", "nottingham", "muse", "piano"):
+        own = {k: v for k, v in runs.items() if re.fullmatch(rf"avf_music_{name}_seed\d+", k)}
+        if own:
+            made[f"avf_music_{name}.md"] = music([*own.values()])
+        if own and name == "jsb":
+            made["avf_iterations.md"] = iterations([*own.values()])
+    levers_of_music = {k: v for k, v in runs.items() if k.startswith("avf_lever")}
+    if levers_of_music:
+        made["avf_levers.md"] = music_levers(runs["avf_music_jsb_seed0"], levers_of_music)
     if "bench" in runs:
         made["bench.md"] = bench(runs["bench"])
         made["bench_step.md"] = bench_step(runs["bench"])
@@ -137,6 +146,83 @@ def levers(runs: dict[str, dict[str, Any]]) -> str:
         rows.append([f"`{change}`" if change else "default preset", *values, frame])
     columns = ["", "gap 1", "gap 7", "gap 15", "p=0.5", "filtering, gap 7", "ELBO per frame"]
     return table(columns, rows)
+
+
+FILTERS = {
+    "rnn": "RNN without latents (exact)",
+    "baseline": "baseline: frame and h",
+    "residual": "baseline with the last latent, residual",
+    "vfem": "variational EM, 10 gradient steps",
+    "avf_k1": "AVF, K = 1",
+    "avf_k2": "AVF, K = 2",
+    "avf_k5": "AVF, K = 5",
+}
+PAPER_MUSIC = {
+    "jsb": {"baseline": "7.05", "avf_k1": "7.10", "avf_k5": "6.90"},
+    "nottingham": {"baseline": "3.21", "avf_k1": "3.14"},
+    "muse": {"baseline": "6.31", "avf_k1": "6.02"},
+    "piano": {"baseline": "8.21", "avf_k1": "8.14"},
+}
+
+
+def music(runs: Sequence[dict[str, Any]]) -> str:
+    """Free energies of the filters on one data set, means over seeds."""
+    dataset = runs[0]["config"]["dataset"]
+    rows = []
+    for name, words in FILTERS.items():
+        own = [run for run in runs if f"{name}_free_energy_per_step" in run]
+        if not own:
+            continue
+        paper, every, cost = (
+            [run[f"{name}_{key}"] for run in own]
+            for key in ("free_energy_per_step", "free_energy_per_step_all", "training_seconds")
+        )
+        songs = own[0][f"{name}_free_energy_per_step_se"]
+        rows.append([
+            words, len(own), over_seeds(paper), f"{songs:.2f}", over_seeds(every),
+            PAPER_MUSIC[dataset].get(name, ""), f"{statistics.fmean(cost):.0f}",
+        ])  # fmt: skip
+    columns = [
+        "filter", "seeds", "2..T over T - 1, mean over songs", "s.e. over songs",
+        "all frames, mean over steps", "the paper, corrected", "seconds",
+    ]  # fmt: skip
+    note = "\nNats per step; mean ± standard error over seeds.\n"
+    return table(columns, rows) + note + source(runs)
+
+
+def iterations(runs: Sequence[dict[str, Any]]) -> str:
+    """Free energies of trained AVF guides run with other numbers of iterations."""
+    counts = range(1, 9)
+    rows = []
+    for name in ("avf_k1", "avf_k2", "avf_k5"):
+        own = [run for run in runs if f"{name}_at_1_free_energy_per_step" in run]
+        if own:
+            values = (mean(own, f"{name}_at_{count}_free_energy_per_step") for count in counts)
+            rows.append([FILTERS[name], *(f"{value:.2f}" for value in values)])
+    return table(["trained with", *(f"run with {count}" for count in counts)], rows)
+
+
+def music_levers(default: dict[str, Any], runs: dict[str, dict[str, Any]]) -> str:
+    """One seed of the default preset, and the same with one thing changed."""
+    rows = []
+    for run in (default, *runs.values()):
+        command = run["config"]["command"]
+        change = command.split("--set", 1)[1].strip() if "--set" in command else ""
+        change = re.sub(r" --(out|seed|filters) .*", "", change)
+        values = []
+        for name in ("residual", "avf_k1"):
+            value = run.get(f"{name}_free_energy_per_step")
+            values.append("" if value is None else f"{value:.3f}")
+        rows.append([f"`{change}`" if change else "default preset", *values])
+    return table(["JSB, seed 0", FILTERS["residual"], FILTERS["avf_k1"]], rows)
+
+
+def over_seeds(values: Sequence[float]) -> str:
+    """Mean, and the standard error over seeds where there are several."""
+    text = f"{statistics.fmean(values):.3f}"
+    if len(values) > 1:
+        text += f" ± {statistics.stdev(values) / len(values) ** 0.5:.3f}"
+    return text
 
 
 def bench(report: dict[str, Any]) -> str:
