@@ -127,7 +127,7 @@ class InferSites(Messenger):
 
     def _infer(self, msg: Message) -> None:
         prior: Any = msg["fn"]
-        shape = broadcast_shape(prior.batch_shape, self.batch_shape)
+        shape = _batch_shape_of(str(msg["name"]), prior, self.batch_shape)
         if prior.batch_shape != shape:
             prior = prior.expand(shape)
         earlier = {site.name: site.value for site in self.latents}
@@ -149,6 +149,17 @@ class InferSites(Messenger):
         nats = scale_and_mask(fn.log_prob(value), msg["scale"], mask)
         nats = over_batch(nats, self.batch_shape)
         self.likelihoods.append(Likelihood(str(msg["name"]), fn, nats))
+
+
+def _batch_shape_of(name: str, prior: Any, batch_shape: Size) -> Size:  # noqa: ANN401
+    try:
+        return broadcast_shape(prior.batch_shape, batch_shape)
+    except ValueError:
+        raise ValueError(
+            f"the batch shape of the site '{name}' must fit that of the batch, "
+            f"{tuple(batch_shape)}; got {tuple(prior.batch_shape)}. Declare the dimensions of one "
+            "value with .to_event(n)"
+        ) from None
 
 
 def over_batch(nats: Any, batch_shape: Size) -> Tensor:  # noqa: ANN401

@@ -51,18 +51,27 @@ class observe(Messenger):  # noqa: N801 - named like Pyro's own handlers
 
     Attributes:
         frame: Value of the site `"x"`: observed, predicted or generated.
+
+    Raises:
+        ValueError: At the end of a step without that site.
     """
+
+    frame: Tensor
 
     def __init__(self, seen: Tensor | None) -> None:
         super().__init__()
         self.seen = seen
-        self.frame: Tensor = torch.empty(0)
         self._prediction: Tensor | None = None
         self._site = ""
 
     def __enter__(self) -> observe:
         super().__enter__()
         return self
+
+    def __exit__(self, *error: Any) -> None:  # noqa: ANN401
+        super().__exit__(*error)
+        if error == (None, None, None) and not hasattr(self, "frame"):
+            raise ValueError("the step must sample the frame: pyro.sample('x', ..., obs=x_t)")
 
     def _pyro_sample(self, msg: Message) -> None:
         self._site, self._prediction = str(msg["name"]), None

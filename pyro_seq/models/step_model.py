@@ -128,6 +128,8 @@ class StepModel(PyroModule):
             batch, time = x.shape[:2]
         elif batch is None or time is None:
             raise ValueError("x must be given, or else batch= and time= of what to generate")
+        else:
+            self._check_controls(controls, batch, time)
         with pyro.plate("sequences", batch, dim=-1):
             shape = active_batch_shape()
             state, frames = self.initial_state(shape), []
@@ -157,10 +159,14 @@ class StepModel(PyroModule):
 
         Returns:
             Frames `(batch, time, *frame)`.
+
+        Raises:
+            ValueError: When the controls do not fit.
         """
         if state is None:
             state = self.initial_state(Size((batch,)))
         batch, frames = next(leaves(state)).shape[0], []
+        self._check_controls(controls, batch, time)
         with pyro.poutine.block(), pyro.plate("sequences", batch, dim=-1):
             for number in range(time):
                 u_t = None if controls is None else controls[:, number]
@@ -173,6 +179,17 @@ class StepModel(PyroModule):
     def announce(self) -> None:
         """Shows all parameters to Pyro, for handlers that collect them."""
         touch(self)
+
+    def _check_controls(self, controls: Tensor | None, batch: int, time: int) -> None:
+        """Raises a ValueError unless there are controls for what is to be generated."""
+        expected = (batch, time, self.controls) if self.controls else None
+        got = None if controls is None else tuple(controls.shape)
+        if got != expected:
+            raise ValueError(
+                f"controls must be (batch, time, controls) = {expected}; got {got}"
+                if expected
+                else f"controls must be None for a model without controls; got shape {got}"
+            )
 
     def check(self, x: Tensor | None, mask: Tensor | None, controls: Tensor | None) -> None:
         """Raises a ValueError that names the argument whose shape does not fit."""
