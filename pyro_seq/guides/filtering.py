@@ -22,7 +22,7 @@ from pyro_seq.guides.sites import InferSites, LatentSite, Likelihood
 from pyro_seq.models.step_handlers import active_batch_shape, at_step, touch
 from pyro_seq.models.step_model import SplitState, SplitStepModel, StepModel
 from pyro_seq.nn.naming import unique_name
-from pyro_seq.ops.trees import leaves, map_tensors
+from pyro_seq.ops.trees import leaves, map_tensors, unbind
 
 __all__ = ["FilterState", "FilteringGuide", "Inference", "Step"]
 
@@ -84,6 +84,8 @@ class FilteringGuide(PyroModule):
         stops_gradients: Whether samples are constants for the steps after (as in EM); this holds
             in the filtering objectives, while stock Pyro always differentiates through time.
         online: Whether :meth:`infer` needs no later frame.
+        parallel: Whether q of a step reads no latent of an earlier step, so that all steps may be
+            inferred at once.
 
     Raises:
         TypeError: When the model is no step model.
@@ -91,6 +93,7 @@ class FilteringGuide(PyroModule):
 
     stops_gradients: bool = False
     online: bool = True
+    parallel: bool = False
 
     def __init__(self, model: StepModel) -> None:
         super().__init__(unique_name(type(self).__name__.lower()))
@@ -202,10 +205,8 @@ class FilteringGuide(PyroModule):
             embedding, memory, deferred = self._embed(clean, mask, state, batch_shape)
         parts = Frame(clean, mask, informed, controls, encoding, embedding)
         frames = [
-            map_tensors(lambda part, t=t: _expand(part[:, t], batch_shape), parts)._replace(
-                deferred=deferred
-            )
-            for t in range(x.shape[1])
+            map_tensors(lambda part: _expand(part, batch_shape), frame)._replace(deferred=deferred)
+            for frame in unbind(parts, 1)
         ]
         return frames, memory
 

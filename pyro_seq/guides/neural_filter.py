@@ -94,6 +94,8 @@ class NeuralFilter(FilteringGuide):
         state = known.state if self.reads is None else self._read_size(model)
         frame, others = features or known.frame_shape.numel(), state + known.controls
         self.recurrent = None if recurrent is None else nn.LSTMCell(frame, recurrent)
+        frames_alone = self.reads is not None and set(self.reads) <= set(model.observed)
+        self.parallel = frames_alone and not residual and recurrent is None
         frame = frame if recurrent is None else recurrent
         layers = [hidden] if isinstance(hidden, int) else list(hidden)
         self.networks, self.heads = nn.ModuleDict(), nn.ModuleDict()

@@ -22,6 +22,7 @@ from torch import Size, Tensor
 
 from pyro_seq.guides.context import Frame, emission_log_prob
 from pyro_seq.guides.filtering import FilteringGuide, FilterState, Step
+from pyro_seq.inference.together import needs_no_loop, step_together
 from pyro_seq.models.step_model import SplitState, SplitStepModel, StepModel
 from pyro_seq.ops.trees import stack
 
@@ -92,6 +93,13 @@ def filter_sequences(
     guide.model.check(x, mask, controls)
     state = guide.initial(shape) if state is None else state
     frames, memory = guide.frames(x, mask, controls, state, shape)
+    if between is None and needs_no_loop(guide, frames):
+        step = step_together(guide, frames, state, shape, kl_weight)
+        check_sites(step, [])
+        over_time = Size((len(frames), *shape))
+        nats = _score_together(guide.model, step.latents, x, mask, over_time)
+        after = _with_memory(step.state, memory)
+        return Filtered(nats, step_divergence(step, over_time, analytic), step.objective, after)
     deferred = frames[0].deferred
     if deferred:
         state = _with_memory(state, None)
@@ -107,7 +115,11 @@ def filter_sequences(
             nats.append(log_likelihood(guide.model, step, frame, shape))
         if between is not None:
             state = between(nats[-1] - divergences[-1], frame, state)
-    together = torch.stack(nats) if nats else _score_together(guide.model, steps, x, mask, shape)
+    if nats:
+        together = torch.stack(nats)
+    else:
+        latents = stack([step.latents for step in steps])
+        together = _score_together(guide.model, latents, x, mask, Size((len(steps), *shape)))
     if deferred:
         state = _with_memory(state, memory)
     objectives = [step.objective for step in steps if step.objective is not None]
@@ -325,13 +337,16 @@ def _with_memory(state: FilterState, memory: Any) -> FilterState:  # noqa: ANN40
 
 
 def _score_together(
-    model: StepModel, steps: list[Step], x: Tensor, mask: Tensor | None, shape: Size
+    model: StepModel,
+    latents: Any,  # noqa: ANN401
+    x: Tensor,
+    mask: Tensor | None,
+    over_time: Size,
 ) -> Tensor:
     """Log densities of all frames at once, `(time, *batch)`."""
     assert isinstance(model, SplitStepModel)
-    over_time = Size((len(steps), *shape))
-    emission = model.emission(stack([step.latents for step in steps]))
-    ones = (1,) * (len(shape) - 1)
+    emission = model.emission(latents)
+    ones = (1,) * (len(over_time) - 2)
 
     def first_time(t: Tensor) -> Tensor:
         t = t.transpose(0, 1)

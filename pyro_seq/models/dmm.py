@@ -63,6 +63,7 @@ class DMM(Presets, SplitStepModel):
         "midi": {"frame": 88, "latent": 100, "hidden": 200, "width": 100, "emission": "bernoulli"}
     }
     reads_frames = False
+    memoryless = True
 
     class State(NamedTuple):
         """The last latent, `(*batch, latent)`."""

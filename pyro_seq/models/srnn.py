@@ -93,6 +93,9 @@ class SRNN(Presets, SplitStepModel):
         },
     }
 
+    memoryless = True
+    observed = ("h",)
+
     class State(NamedTuple):
         """The LSTM's output h `(*batch, hidden)`, its shares of prior and decoder, the last z."""
 

@@ -221,9 +221,15 @@ class SplitStepModel(StepModel):
     Attributes:
         reads_frames: Whether the transition depends on the frames. Where it does not,
             :meth:`embed` is never called.
+        memoryless: Whether the transition reads, of the state that it is given, nothing but its
+            form, and of the latents only what was sampled. All steps then run at once if the
+            guide allows it.
+        observed: Fields of the visible state that depend on the frames alone.
     """
 
     reads_frames: bool = True
+    memoryless: bool = False
+    observed: tuple[str, ...] = ()
 
     def begin(self, batch_shape: Size) -> Any:  # noqa: ANN401
         """The model's state before the first frame: a named tuple of `(*batch_shape, ...)`."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["detach", "leaves", "map_tensors", "stack"]
+__all__ = ["detach", "leaves", "map_tensors", "stack", "unbind"]
 
 
 def map_tensors(function: Callable[..., Any], tree: Any, *others: Any) -> Any:  # noqa: ANN401
@@ -57,3 +57,9 @@ def detach(tree: Any) -> Any:  # noqa: ANN401
 def stack(trees: list[Any]) -> Any:  # noqa: ANN401
     """Trees of one form as one tree, each of its tensors with a new first dimension."""
     return map_tensors(lambda *each: torch.stack(each), trees[0], *trees[1:])
+
+
+def unbind(tree: Any, dim: int = 0) -> list[Any]:  # noqa: ANN401
+    """A tree as one tree for each index of a dimension of its tensors, which they lose."""
+    columns = zip(*(leaf.unbind(dim) for leaf in leaves(tree)), strict=True)
+    return [map_tensors(lambda _, it=iter(column): next(it), tree) for column in columns]
