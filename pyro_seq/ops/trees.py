@@ -62,4 +62,8 @@ def stack(trees: list[Any]) -> Any:  # noqa: ANN401
 def unbind(tree: Any, dim: int = 0) -> list[Any]:  # noqa: ANN401
     """A tree as one tree for each index of a dimension of its tensors, which they lose."""
     columns = zip(*(leaf.unbind(dim) for leaf in leaves(tree)), strict=True)
-    return [map_tensors(lambda _, it=iter(column): next(it), tree) for column in columns]
+    trees = []
+    for column in columns:
+        parts = iter(column)
+        trees.append(map_tensors(lambda _, parts=parts: next(parts), tree))
+    return trees
