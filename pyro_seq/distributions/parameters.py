@@ -41,6 +41,8 @@ _PREFERRED = {
 }
 _FIXED = ("temperature",)
 _LOCATIONS = ("loc", "logits")
+# A point; a support without a bijection onto it (in newer versions of torch).
+_EXCLUDED = (dist.Delta, getattr(torch.distributions, "GeneralizedPareto", dist.Delta))
 _WRAPPERS = (dist.Independent, dist.MaskedDistribution, ExpandedDistribution)
 
 
@@ -86,15 +88,17 @@ def with_parameters(prior: Any, parameters: Parameters) -> Any:  # noqa: ANN401
         parameters: As :func:`free_parameters` returns for it, with other values.
 
     Returns:
-        A distribution of the prior's shapes, without its ``mask``.
+        A distribution of the prior's shapes; one that is masked counts where the prior does.
     """
     if isinstance(prior, dist.Independent):
         inner = with_parameters(prior.base_dist, parameters)
         return inner.to_event(prior.reinterpreted_batch_ndims)
     if isinstance(prior, dist.MaskedDistribution):
-        return with_parameters(prior.base_dist, parameters)
+        return with_parameters(prior.base_dist, parameters).mask(prior._mask)
     if _is_plain_transformed(prior):
         base = with_parameters(prior.base_dist, parameters)
+        if isinstance(prior, dist.FoldedDistribution):
+            return dist.FoldedDistribution(base, validate_args=False)
         return dist.TransformedDistribution(base, prior.transforms, validate_args=False)
     core, inner = _core(prior)
     if _moves_support(core):
@@ -199,7 +203,8 @@ def _core(distribution: Any) -> tuple[Any, Size]:  # noqa: ANN401
 
 
 def _check_core(core: Any) -> None:  # noqa: ANN401
-    if isinstance(core, dist.Delta) or not getattr(core, "has_rsample", False):
+    known = bool(core.arg_constraints) or _moves_support(core)
+    if isinstance(core, _EXCLUDED) or not getattr(core, "has_rsample", False) or not known:
         raise ValueError(
             "expected a continuous distribution that is reparametrised (has_rsample); got "
             f"{type(core).__name__}"
@@ -222,8 +227,16 @@ def _bijection(core: Any, name: str) -> Transform:  # noqa: ANN401
     constraint = core.arg_constraints[name]
     if constraint is constraints.nonnegative:
         constraint = constraints.positive
+    if constraint is constraints.lower_triangular:
+        constraint = constraints.lower_cholesky
     registry = transform_to if constraint is constraints.lower_cholesky else biject_to
-    return registry(constraint)
+    try:
+        return registry(constraint)
+    except NotImplementedError:
+        raise ValueError(
+            f"expected parameters with a bijection from the real line; got {type(core).__name__} "
+            f"with {name} in {constraint}"
+        ) from None
 
 
 @functools.cache
