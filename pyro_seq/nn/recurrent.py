@@ -19,7 +19,7 @@ def lstm_step(cell: nn.LSTMCell, inputs: Tensor, h: Tensor, c: Tensor) -> tuple[
     Returns:
         Output and cell after the step.
     """
-    if inputs.dim() == 2:
+    if inputs.dim() <= 2:
         return cell(inputs, (h, c))
     h, c = cell(inputs.flatten(0, -2), (h.flatten(0, -2), c.flatten(0, -2)))
     batch = inputs.shape[:-1]
