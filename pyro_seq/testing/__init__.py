@@ -6,12 +6,14 @@ from pyro_seq.testing.distributions import (
     DistributionCase,
     check_distribution,
 )
+from pyro_seq.testing.filters import FILTER_CONTRACTS, check_filtering_guide
 from pyro_seq.testing.guides import GUIDE_CONTRACTS, GuideCase, check_guide
 from pyro_seq.testing.models import MODEL_CONTRACTS, ModelCase, check_model
 from pyro_seq.testing.weights import WEIGHT_CONTRACTS, WeightCase, check_weights
 
 __all__ = [
     "DISTRIBUTION_CONTRACTS",
+    "FILTER_CONTRACTS",
     "GUIDE_CONTRACTS",
     "MODEL_CONTRACTS",
     "WEIGHT_CONTRACTS",
@@ -21,6 +23,7 @@ __all__ = [
     "ModelCase",
     "WeightCase",
     "check_distribution",
+    "check_filtering_guide",
     "check_guide",
     "check_model",
     "check_weights",

@@ -152,15 +152,48 @@ def elbo_is_finite_per_sequence(case: GuideCase) -> None:
 
 def sequences_are_independent(case: GuideCase) -> None:
     """The guide of a sequence alone is that in its batch (batch size 1 works)."""
-    pair = Pair(case).eval()
-    trace = traced(pair.guide, case.model, case.model.mask)
-    expected = log_probs(trace)
-    for i in range(case.model.x.shape[0]):
-        data = {name: value[i : i + 1] for name, value in latents(trace).items()}
-        single = poutine.condition(pair.guide, data)
-        alone = traced(single, row(case.model, i), case.model.mask[i : i + 1])
-        for name, value in log_probs(alone).items():
+    pair, data = Pair(case).eval(), case.model
+    data = data._replace(x=data.x.clone().requires_grad_())
+    trace = traced(pair.guide, data, data.mask)
+    expected, drawn = log_probs(trace), latents(trace)
+    alone = [
+        [_alone(pair, data, drawn, i, seed) for seed in (0, 1, 2)] for i in range(len(data.x))
+    ]
+    if any(_differ(*found) for found in alone):  # q depends on numbers that the guide draws
+        _require_no_gradient_from_others(pair, data, drawn)
+        return
+    for i, (found, *_) in enumerate(alone):
+        for name, value in found.items():
             assert_close(value, expected[name][i : i + 1], f"log q of site {name!r}", 1e-4)
+
+
+def _alone(
+    pair: Pair, data: ModelCase, drawn: dict[str, Tensor], i: int, seed: int
+) -> dict[str, Tensor]:
+    """Log q of the values of sequence i, which the guide is given by itself."""
+    guide = poutine.condition(pair.guide, {name: v[i : i + 1] for name, v in drawn.items()})
+    return log_probs(traced(guide, row(data, i), data.mask[i : i + 1], seed))
+
+
+def _differ(*found: dict[str, Tensor]) -> bool:
+    return any(not torch.equal(one[name], found[0][name]) for one in found for name in one)
+
+
+def _require_no_gradient_from_others(
+    pair: Pair, data: ModelCase, drawn: dict[str, Tensor]
+) -> None:
+    """Raise if log q of the first sequence's values has a gradient in another's frames."""
+    values = {name: value.detach() for name, value in drawn.items()}
+    for name, log_q in log_probs(
+        traced(poutine.condition(pair.guide, values), data, data.mask)
+    ).items():
+        if not log_q.requires_grad:
+            continue
+        (slope,) = torch.autograd.grad(log_q[0], data.x, retain_graph=True, allow_unused=True)
+        require(
+            slope is None or bool((slope[1:] == 0).all()),
+            f"log q of site {name!r} of a sequence depends on the other sequences.",
+        )
 
 
 def masked_frames_change_nothing(case: GuideCase) -> None:
