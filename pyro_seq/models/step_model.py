@@ -49,6 +49,7 @@ class StepModel(PyroModule):
 
     Attributes:
         controls: Size of the controls u, or 0; a subclass with controls sets it.
+        observed: Fields of the visible state that depend on the frames alone.
 
     Raises:
         ValueError: In `forward`, when a shape does not fit.
@@ -69,6 +70,7 @@ class StepModel(PyroModule):
     """
 
     controls: int = 0
+    observed: tuple[str, ...] = ()
 
     def __init__(self, name: str = "") -> None:
         super().__init__(name or unique_name(type(self).__name__.lower()))
@@ -224,12 +226,10 @@ class SplitStepModel(StepModel):
         memoryless: Whether the transition reads, of the state that it is given, nothing but its
             form, and of the latents only what was sampled. All steps then run at once if the
             guide allows it.
-        observed: Fields of the visible state that depend on the frames alone.
     """
 
     reads_frames: bool = True
     memoryless: bool = False
-    observed: tuple[str, ...] = ()
 
     def begin(self, batch_shape: Size) -> Any:  # noqa: ANN401
         """The model's state before the first frame: a named tuple of `(*batch_shape, ...)`."""
