@@ -153,7 +153,8 @@ def elbo_is_finite_per_sequence(case: GuideCase) -> None:
 def sequences_are_independent(case: GuideCase) -> None:
     """The guide of a sequence alone is that in its batch (batch size 1 works)."""
     pair, data = Pair(case).eval(), case.model
-    data = data._replace(x=data.x.clone().requires_grad_())
+    if data.x.is_floating_point():
+        data = data._replace(x=data.x.clone().requires_grad_())
     trace = traced(pair.guide, data, data.mask)
     expected, drawn = log_probs(trace), latents(trace)
     alone = [
@@ -187,7 +188,7 @@ def _require_no_gradient_from_others(
     for name, log_q in log_probs(
         traced(poutine.condition(pair.guide, values), data, data.mask)
     ).items():
-        if not log_q.requires_grad:
+        if not (log_q.requires_grad and data.x.requires_grad):
             continue
         (slope,) = torch.autograd.grad(log_q[0], data.x, retain_graph=True, allow_unused=True)
         require(
