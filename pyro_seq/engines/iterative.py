@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyro_seq.nn.repeated import RepeatedLinear
+
 __all__ = ["NORMALISATIONS", "UPDATES", "IterativeInference", "layer_norm"]
 
 UPDATES = ("highway", "sgd")
@@ -78,12 +80,15 @@ class IterativeInference(nn.Module):
         self.update, self.normalise, self.reads = update, normalise, tuple(reads)
         self.gradient_scale = gradient_scale
         total, width = sum(self.sizes.values()), hidden[0]
-        self.first = nn.Linear(total * len(self.reads), 3 * width)
+        self.first = RepeatedLinear(total * len(self.reads), 3 * width)
         self.others = nn.ModuleDict(
-            {name: nn.Linear(size, 3 * width, bias=False) for name, size in (others or {}).items()}
+            {
+                name: RepeatedLinear(size, 3 * width, bias=False)
+                for name, size in (others or {}).items()
+            }
         )
-        self.layers = nn.ModuleList(nn.Linear(width, 2 * width) for _ in hidden[1:])
-        self.head = nn.Linear(width, 2 * total)
+        self.layers = nn.ModuleList(RepeatedLinear(width, 2 * width) for _ in hidden[1:])
+        self.head = RepeatedLinear(width, 2 * total)
         with torch.no_grad():  # to begin with, most of what is known is kept
             self.head.bias[total:].fill_(1.0)
 

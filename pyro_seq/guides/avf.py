@@ -10,6 +10,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from pyro_seq.guides.local import STARTS, LocalProblem
 from pyro_seq.guides.prototype import flat, prototype
 from pyro_seq.models.step_handlers import predicted
 from pyro_seq.models.step_model import StepModel
+from pyro_seq.nn.repeated import repeated
 from pyro_seq.plugins import register
 
 __all__ = ["AVF", "ENCODES"]
@@ -155,8 +157,12 @@ class AVF(FilteringGuide):
 
     def infer(self, context: StepContext, state: Any) -> Inference:  # noqa: ANN401
         """K iterations of the network."""
+        online = self._online is not None and self.training and torch.is_grad_enabled()
+        with repeated(None) if online else nullcontext():  # online, its weights change in the loop
+            return self._iterate(context, online)
+
+    def _iterate(self, context: StepContext, online: bool) -> Inference:
         learns = torch.is_grad_enabled()
-        online = self._online is not None and self.training and learns
         stops = self.stops_gradients
         problem = LocalProblem(context, self.start, self.samples, attached=not stops)
         slope = problem.begin()

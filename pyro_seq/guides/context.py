@@ -6,6 +6,7 @@ r"""What a filtering guide sees of one step.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from pyro_seq.distributions.parameters import prior_where
 from pyro_seq.guides.sites import InferSites, LatentSite, over_batch
 from pyro_seq.models.step_handlers import in_support
 from pyro_seq.models.step_model import SplitStepModel, StepModel
+from pyro_seq.nn.repeated import repeated
 from pyro_seq.ops.trees import detach, leaves, map_tensors
 
 __all__ = ["Frame", "LocalEnergy", "StepContext", "emission_log_prob"]
@@ -107,9 +109,9 @@ class StepContext:
         """
         state = self.state if attached else detach(self.state)
         if isinstance(self.model, SplitStepModel):
-            return self._evaluate_split(self.model, state, choose)
+            return self._evaluate_split(self.model, state, choose, attached)
         sites = self._sites(choose)
-        with sites:
+        with sites, nullcontext() if attached else repeated(None):
             self.model.step(state, self.frame.x, *controls(self.frame))
         if not sites.likelihoods:
             raise ValueError("the step must sample the frame: pyro.sample('x', ..., obs=x_t)")
@@ -121,11 +123,12 @@ class StepContext:
         model: SplitStepModel,
         state: Any,  # noqa: ANN401
         choose: Callable[[LatentSite], Any],
+        attached: bool,
     ) -> LocalEnergy:
         """The same without what only the next step needs."""
         if self._simple is None:
             sites = self._sites(choose)
-            with sites:
+            with sites, nullcontext() if attached else repeated(None):
                 latents = model.latents(state.state, self.frame.control)
             met = sites.latents
             if len(met) == 1 and is_substitutable(latents, met, state.state):
@@ -136,7 +139,8 @@ class StepContext:
             posterior = prior_where(missing, choose(site), site.prior)
             met = [site._replace(posterior=posterior, value=posterior.rsample())]
             latents = substitute(old, {id(site.value): met[0].value})
-        emission = model.emission(latents)
+        with repeated(None):
+            emission = model.emission(latents)
         nats = emission_log_prob(emission, self.frame.x, self.frame.seen, self.batch_shape)
         return self._energy(nats, met, emission)
 

@@ -30,6 +30,7 @@ from pyro_seq.guides.sites import LatentSite
 from pyro_seq.models.step_model import StepModel
 from pyro_seq.nn.mlp import JointMLP
 from pyro_seq.nn.recurrent import lstm_step
+from pyro_seq.nn.repeated import RepeatedLinear
 from pyro_seq.plugins import register
 
 __all__ = ["NeuralFilter"]
@@ -104,7 +105,7 @@ class NeuralFilter(FilteringGuide):
             inputs, outputs = [frame, others] if others else [frame], sum(sizes.values())
             if layers:
                 self.networks[name] = JointMLP(inputs, layers, activation, dropout)
-                self.heads[name] = head = nn.Linear(layers[-1], outputs)
+                self.heads[name] = head = RepeatedLinear(layers[-1], outputs)
                 with torch.no_grad():  # to begin with, close to the prior if residual
                     head.weight.mul_(0.1)
             else:

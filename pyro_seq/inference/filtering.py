@@ -24,6 +24,7 @@ from pyro_seq.guides.context import Frame, emission_log_prob
 from pyro_seq.guides.filtering import FilteringGuide, FilterState, Step
 from pyro_seq.inference.together import needs_no_loop, step_together
 from pyro_seq.models.step_model import SplitState, SplitStepModel, StepModel
+from pyro_seq.nn.repeated import repeated
 from pyro_seq.ops.trees import stack
 
 __all__ = ["FilteringELBO", "Filtered", "StepELBO", "filter_sequences", "start", "with_objective"]
@@ -105,16 +106,17 @@ def filter_sequences(
         state = _with_memory(state, None)
     steps: list[Step] = []
     nats, divergences = [], []
-    for frame in frames:
-        step = guide.advance(state, frame, shape, kl_weight=kl_weight)
-        check_sites(step, steps)
-        divergences.append(step_divergence(step, shape, analytic))
-        steps.append(step)
-        state = step.state
-        if between is not None or not deferred:
-            nats.append(log_likelihood(guide.model, step, frame, shape))
-        if between is not None:
-            state = between(nats[-1] - divergences[-1], frame, state)
+    with repeated(len(frames)):
+        for frame in frames:
+            step = guide.advance(state, frame, shape, kl_weight=kl_weight)
+            check_sites(step, steps)
+            divergences.append(step_divergence(step, shape, analytic))
+            steps.append(step)
+            state = step.state
+            if between is not None or not deferred:
+                nats.append(log_likelihood(guide.model, step, frame, shape))
+            if between is not None:
+                state = between(nats[-1] - divergences[-1], frame, state)
     if nats:
         together = torch.stack(nats)
     else:

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyro_seq.distributions import DiscretizedNormal
+from pyro_seq.nn.repeated import RepeatedLinear
 
 __all__ = ["EMISSIONS", "BernoulliHead", "NormalHead", "WindowHead", "emission_head"]
 
@@ -39,7 +40,7 @@ class NormalHead(nn.Module):
         super().__init__()
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
         self.log_scales = log_scales
-        self.parameters_of = nn.Linear(features, 2 * math.prod(self.shape))
+        self.parameters_of = RepeatedLinear(features, 2 * math.prod(self.shape))
 
     def forward(self, features: Tensor) -> dist.Independent:
         """The distribution given features `(*batch, features)`."""
@@ -93,7 +94,7 @@ class BernoulliHead(nn.Module):
     def __init__(self, features: int, shape: int | Sequence[int]) -> None:
         super().__init__()
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        self.logits = nn.Linear(features, math.prod(self.shape))
+        self.logits = RepeatedLinear(features, math.prod(self.shape))
 
     def forward(self, features: Tensor) -> dist.Independent:
         """The distribution given features `(*batch, features)`."""

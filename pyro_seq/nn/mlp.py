@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from pyro_seq.nn.repeated import RepeatedLinear
+
 __all__ = ["JointMLP", "mlp"]
 
 
@@ -25,7 +27,7 @@ def mlp(
     """
     layers: list[nn.Module] = []
     for width in hidden:
-        layers += [nn.Linear(inputs, width), activation()]
+        layers += [RepeatedLinear(inputs, width), activation()]
         if dropout:
             layers.append(nn.Dropout(dropout))
         inputs = width
@@ -64,7 +66,7 @@ class JointMLP(nn.Module):
         if not hidden:
             raise ValueError("hidden must have one layer or more; got none")
         self.shares = nn.ModuleList(
-            nn.Linear(n, hidden[0], bias=not i) for i, n in enumerate(inputs)
+            RepeatedLinear(n, hidden[0], bias=not i) for i, n in enumerate(inputs)
         )
         bound = sum(inputs) ** -0.5
         for parameter in self.shares.parameters():
