@@ -89,8 +89,8 @@ class IterativeInference(nn.Module):
         )
         self.layers = nn.ModuleList(RepeatedLinear(width, 2 * width) for _ in hidden[1:])
         self.head = RepeatedLinear(width, 2 * total)
-        with torch.no_grad():  # to begin with, most of what is known is kept
-            self.head.bias[total:].fill_(1.0)
+        with torch.no_grad():  # to begin with, most of what is known is kept, and steps are short
+            self.head.bias[total:].fill_(1.0 if update == "highway" else -4.0)
 
     def forward(
         self,
