@@ -102,6 +102,7 @@ class BackwardSmoother(FilteringGuide):
             activation=activation,
             dropout=dropout,
         )
+        self.parallel = self.posterior.parallel
 
     def informed(self, mask: Tensor) -> Tensor:
         """Where some frame at the step or after it was observed, bool `(batch, time)`."""
