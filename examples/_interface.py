@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["overridden", "parser", "pick_device", "write_json"]
+__all__ = ["overridden", "parser", "pick_device", "save_figure", "write_json"]
 
 PRESETS = ("smoke", "default", "paper")
 
@@ -76,6 +76,16 @@ def write_json(path: Path, metrics: Mapping[str, float], config: Mapping[str, An
     partial = path.with_suffix(".partial")
     partial.write_text(text + "\n")
     os.replace(partial, path)
+
+
+def save_figure(axes: Any, path: Path) -> None:  # noqa: ANN401
+    """Write the figure of some axes and close it."""
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    figure = np.ravel(axes)[0].figure
+    figure.savefig(path, dpi=90, bbox_inches="tight")
+    plt.close(figure)
 
 
 def _plain(value: object) -> object:

@@ -23,12 +23,13 @@ from __future__ import annotations
 
 import argparse
 import time
+import warnings
 from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
 import torch
-from _interface import overridden, parser, pick_device, write_json
+from _interface import overridden, parser, pick_device, save_figure, write_json
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
@@ -50,6 +51,7 @@ from pyro_seq.training import (
 
 FILTERS = ("baseline", "residual", "vfem", "avf_k1", "avf_k2", "avf_k5", "rnn")
 KEYS = 88
+ITERATIONS = (1, 2, 3, 4, 5, 6, 8)
 SILENCE = -3.0
 ACTIVATIONS = {"clipped": ClippedLeakyReLU, "elu": nn.ELU}
 
@@ -117,7 +119,7 @@ PRESETS = {
         epochs=2,
         batch=8,
         crops_per_song=1,
-        songs=24,
+        songs=12,
     ),
     "paper": DEFAULT._replace(
         sizes={"latent": 100, "hidden": 300, "prior": [500], "decoder": [500, 500]},
@@ -339,22 +341,55 @@ def evaluate(
     comparison.to_csv(args.out / "comparison.csv")
     print(f"\nBounds in nats, summed over {len(data.test)} test songs (ArviZ; the RNN is exact)")
     print(comparison.to_string(float_format=lambda value: f"{value:.2f}"))
-    for name, pair in trained.items():
-        metrics |= iterations(name, pair, batch)
+    curves = {name: iterations(pair, batch) for name, pair in trained.items() if "avf" in name}
+    for name, curve in curves.items():
+        metrics |= {f"{name}_at_{k}_free_energy_per_step": value for k, value in curve.items()}
+    try:
+        draw_figures(trained, curves, metrics, batch, args)
+    except ImportError as error:
+        warnings.warn(f"no figures: {error}", stacklevel=2)
     return metrics
 
 
-def iterations(name: str, pair: tuple[Any, Any], batch: Batch) -> dict[str, float]:
+def iterations(pair: tuple[Any, Any], batch: Batch) -> dict[int, float]:
     """Free energy per step with other numbers of inference iterations than in training."""
-    guide = pair[1]
-    if not name.startswith("avf"):
-        return {}
-    trained, found = guide.iterations, {}
-    for count in range(1, 9):
+    guide, curve = pair[1], {}
+    trained = guide.iterations
+    for count in ITERATIONS:
         guide.iterations = count
-        found[f"{name}_at_{count}_free_energy_per_step"] = energies(pair, batch).per_step(1).mean
+        curve[count] = energies(pair, batch).per_step(skip=1).mean
     guide.iterations = trained
-    return found
+    return curve
+
+
+def draw_figures(
+    trained: dict[str, tuple[Any, Any]],
+    curves: dict[str, dict[int, float]],
+    metrics: dict[str, float],
+    batch: Batch,
+    args: argparse.Namespace,
+) -> None:
+    """Free energy over iterations, and a song with what each filter predicts of it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from pyro_seq.evaluation.step_plots import (
+        plot_iterations,
+        plot_piano_rolls,
+        reconstructions,
+    )
+
+    levels = {
+        name: metrics[f"{name}_free_energy_per_step"] for name in trained if name not in curves
+    }
+    if curves:
+        save_figure(plot_iterations(curves, levels), args.out / "iterations.png")
+    song = Batch(batch.x[:1, :60], None if batch.mask is None else batch.mask[:1, :60])
+    rolls = {"song": song.x[0]}
+    for name, (_, guide) in trained.items():
+        if name != "rnn":
+            rolls[f"{name}, predicted"] = reconstructions(guide, song)["prediction"][0]
+    save_figure(plot_piano_rolls(rolls), args.out / "piano_rolls.png")
 
 
 if __name__ == "__main__":

@@ -18,12 +18,11 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyro
 import torch
-from _interface import overridden, parser, pick_device, write_json
+from _interface import overridden, parser, pick_device, save_figure, write_json
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_seq.data import SequenceDataset, batches
@@ -359,26 +358,16 @@ def draw_figures(
     guide = pairs[args.pairs[0]].guide
     x = batch.x[:64]
     mask = gap_mask(len(x), x.shape[1], min(7, x.shape[1] - 5)).to(x.device)
-    save(plot_imputed_frames(guide, x, mask, sequence=1), args.out / "imputed_frames.png")
-    save(plot_trajectories(guide, x, mask, sequence=1), args.out / "trajectory.png")
+    save_figure(plot_imputed_frames(guide, x, mask, sequence=1), args.out / "imputed_frames.png")
+    save_figure(plot_trajectories(guide, x, mask, sequence=1), args.out / "trajectory.png")
     for kind in ("gap", "p"):
         axes = plot_imputation_curves(table, kind, paper=args.environment == "box")
-        save(axes, args.out / f"imputation_{kind}.png")
+        save_figure(axes, args.out / f"imputation_{kind}.png")
     if len(pairs) > 1:
-        save(plot_compare(comparison), args.out / "comparison.png")
+        save_figure(plot_compare(comparison), args.out / "comparison.png")
     for name, pair in pairs.items():
         if name != "static" and pair.model.dynamics.obs == 2:
-            save(plot_weights(pair.guide, x[:32]), args.out / f"weights_{name}.png")
-
-
-def save(axes: Any, path: Path) -> None:  # noqa: ANN401
-    """Write the figure of some axes and close it."""
-    import matplotlib.pyplot as plt
-    import numpy as np
-
-    figure = np.ravel(axes)[0].figure
-    figure.savefig(path, dpi=90, bbox_inches="tight")
-    plt.close(figure)
+            save_figure(plot_weights(pair.guide, x[:32]), args.out / f"weights_{name}.png")
 
 
 if __name__ == "__main__":
