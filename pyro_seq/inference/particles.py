@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from pyro_seq.guides.context import Frame
@@ -27,11 +26,9 @@ from pyro_seq.inference.filtering import (
     with_objective,
 )
 from pyro_seq.models.step_model import StepModel
-from pyro_seq.ops.trees import map_tensors
+from pyro_seq.ops.resampling import SCHEMES, resampled
 
-__all__ = ["FIVO", "IWAE", "SCHEMES", "ParticleFiltered", "ancestors", "filter_particles"]
-
-SCHEMES = ("systematic", "multinomial")
+__all__ = ["FIVO", "IWAE", "ParticleFiltered", "filter_particles"]
 
 
 class ParticleFiltered(NamedTuple):
@@ -196,42 +193,15 @@ class _Ensemble:
         joint = self.log_weights + step
         evidence = joint.logsumexp(0)
         self.log_evidence = self.log_evidence + evidence
-        self.log_weights = weights = joint - evidence
+        weights = joint - evidence
+        self.log_weights = weights
         if self.below == 0 or self.count == 1:
             return state
-        known = weights.detach()
-        poor = (2 * known).logsumexp(0) > -math.log(self.below * self.count)
-        if frame.seen is not None:
-            poor = poor & frame.seen[0]
-        index = torch.arange(self.count, device=step.device).unsqueeze(1)
-        index = torch.where(poor, ancestors(known, self.scheme), index)
-        equal = torch.full_like(known, -math.log(self.count))
-        self.log_weights = torch.where(poor, equal, weights)
-        return map_tensors(lambda part: _gather(part, index), state)
-
-
-def ancestors(log_weights: Tensor, scheme: str = "systematic") -> Tensor:
-    """Draws particles by their weights, as many as there are.
-
-    Args:
-        log_weights: `(particles, batch)`, normalised or not.
-        scheme: `"systematic"` (the number of each is its expectation rounded up or down) or
-            `"multinomial"` (independent draws).
-
-    Returns:
-        Indices into the particles, `(particles, batch)`.
-    """
-    count = log_weights.shape[0]
-    if scheme == "systematic":
-        grid = torch.arange(count, device=log_weights.device, dtype=log_weights.dtype)
-        points = (grid.unsqueeze(1) + torch.rand_like(log_weights[:1])) / count
-    else:
-        points = torch.rand_like(log_weights)
-    total = log_weights.softmax(0).cumsum(0)
-    found = torch.searchsorted(
-        (total / total[-1:]).T.contiguous(), points.T.contiguous(), right=True
-    )
-    return found.T.clamp(max=count - 1)
+        observed = None if frame.seen is None else frame.seen[0]
+        state, self.log_weights = resampled(
+            state, weights, observed, below=self.below, scheme=self.scheme
+        )
+        return state
 
 
 def check_resampling(resample_below: float, scheme: str) -> None:
@@ -243,14 +213,3 @@ def check_resampling(resample_below: float, scheme: str) -> None:
         )
     if scheme not in SCHEMES:
         raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
-
-
-def _gather(part: Tensor, index: Tensor) -> Tensor:
-    """The tensors of other particles, `(particles, batch, ...)`."""
-    if part.shape[:2] != index.shape:
-        raise ValueError(
-            "every tensor of a state must begin with the batch shape, (particles, batch) = "
-            f"{tuple(index.shape)}; got shape {tuple(part.shape)}"
-        )
-    index = index.reshape(*index.shape, *(1,) * (part.dim() - 2))
-    return part.gather(0, index.expand_as(part))

@@ -16,9 +16,10 @@ from pyro_seq.guides.context import StepContext
 from pyro_seq.guides.filtering import FilteringGuide, Inference
 from pyro_seq.inference import FIVO, IWAE, FilteringELBO
 from pyro_seq.inference.filtering import StepELBO
-from pyro_seq.inference.particles import ancestors, filter_particles
+from pyro_seq.inference.particles import filter_particles
 from pyro_seq.models import SRNN
 from pyro_seq.models.step_model import StepModel
+from pyro_seq.ops.resampling import ancestors
 from tests.inference.pairs import ExactFilter, LinearStep, SplitLinearStep, State, linear_batch
 
 MODELS = {"free": LinearStep, "split": SplitLinearStep}
