@@ -83,7 +83,7 @@ def plot_strips(
     strips = {label: _strip(label, video) for label, video in rows.items()}
     first = next(iter(strips.values()))
     time, height, width = first.shape[0], first.shape[1] + 1, first.shape[2] + 1
-    axes = axes or _axes(0.55 * time + 1.2, 0.55 * len(strips) + 0.7)
+    axes = axes or new_axes(0.55 * time + 1.2, 0.55 * len(strips) + 0.7)
     for number, video in enumerate(strips.values()):
         for t, frame in enumerate(video):
             left, top = t * width, number * height
@@ -153,7 +153,7 @@ def plot_trajectories(
     Returns:
         The axes.
     """
-    axes = axes or _axes(5, 5)
+    axes = axes or new_axes(5, 5)
     part = _one(Batch(x, mask, controls), sequence)
     shown = np.ones(x.shape[1], bool) if mask is None else mask[sequence].cpu().numpy()
     with evaluating(guide):
@@ -208,7 +208,7 @@ def plot_weights(
         smoothed = guide.smooth(*place(guide, Batch(x, mask, controls)))
         low, high = smoothed.a.amin((0, 1)), smoothed.a.amax((0, 1))
         plane = _weights_over(dynamics.network, low, high, points)
-    panels = _panels(2.2, 2.2, dynamics.modes) if axes is None else list(axes)
+    panels = new_panels(2.2, 2.2, dynamics.modes) if axes is None else list(axes)
     before, after = smoothed.a[:, :-1].flatten(0, 1).cpu(), smoothed.weights[:, 1:].flatten(0, 1)
     style: dict[str, Any] = {"vmin": 0.0, "vmax": 1.0, "cmap": "viridis"}
     for mode, panel in enumerate(panels):
@@ -247,7 +247,7 @@ def plot_imputation_curves(
     """
     if kind not in ("gap", "p"):
         raise ValueError(f"kind must be 'gap' or 'p'; got {kind!r}")
-    axes = axes or _axes(6.6, 3.4)
+    axes = axes or new_axes(6.6, 3.4)
     published = PAPER_GAPS if kind == "gap" else PAPER_RANDOM
     colors = {"smooth": "tab:blue", "filter": "tab:orange", "copy_last": "tab:green"}
     for method, color in colors.items():
@@ -267,7 +267,7 @@ def plot_imputation_curves(
     return axes
 
 
-def _panels(width: float, height: float, count: int) -> np.ndarray:
+def new_panels(width: float, height: float, count: int) -> np.ndarray:
     """Axes of one size in a new figure, in rows of at most four, `(count,)`."""
     try:
         import matplotlib.pyplot as plt
@@ -283,8 +283,8 @@ def _panels(width: float, height: float, count: int) -> np.ndarray:
     return grid.flatten()[:count]
 
 
-def _axes(width: float, height: float) -> Axes:
-    return _panels(width, height, 1)[0]
+def new_axes(width: float, height: float) -> Axes:
+    return new_panels(width, height, 1)[0]
 
 
 def _edge(left: float, top: float, width: float, height: float) -> Any:  # noqa: ANN401
