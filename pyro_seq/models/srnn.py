@@ -152,7 +152,7 @@ class SRNN(Presets, SplitStepModel):
         self.h_0 = nn.Parameter(torch.zeros(hidden))
         self.z_0 = nn.Parameter(torch.zeros(latent))
         self.prior = JointMLP([hidden, latent + controls], prior, activation)
-        self.prior_head = NormalHead(prior[-1], latent, tuple(log_scales))
+        self.prior_head = NormalHead(prior[-1], latent, log_scales)
         self.decoder = JointMLP([hidden, latent], decoder, activation)
         if isinstance(emission, str):
             emission = emission_head(emission, decoder[-1], frame, **(emission_options or {}))
