@@ -143,8 +143,19 @@ def test_predictions_are_those_of_the_kalman_filter(make: Any) -> None:  # noqa:
         torch.testing.assert_close(
             evidence, exact.log_prob(seen).detach(), rtol=0, atol=0.1, check_dtype=False
         )
-    forecast = online.forecast(1, controls[:, 4:])
-    torch.testing.assert_close(forecast[:, 0], ahead.detach(), rtol=0, atol=0.05)
+
+
+def test_forecasts_are_those_of_the_kalman_filter() -> None:
+    model = LinearStep(controls=1)
+    x, mask, controls = linear_batch(model, sequences=3, time=5, masked=True)
+    online = OnlineFilter(model, Bootstrap(model), 3, particles=30_000)
+    run(online, x[:, :2], mask[:, :2], controls[:, :2])
+    mask[:, 2:] = False
+    exact = model.parts.evidence((x, mask, controls)).posterior(torch.nan_to_num(x)).smoothed.loc
+    found = online.forecast(3, controls[:, 2:])
+    expected = (exact[:, 2:] @ model.parts.C.mT).detach()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.05)
+    assert (expected[:, 0] - expected[:, 2]).abs().max() > 0.5
 
 
 def test_forecasts_leave_the_filter_where_it_is() -> None:
