@@ -58,6 +58,7 @@ class IWAE(StepELBO):
         num_particles: N, drawn side by side.
 
     Example:
+        >>> import torch
         >>> from pyro_seq.guides import NeuralFilter
         >>> from pyro_seq.models import DMM
         >>> model = DMM(frame=3, latent=2, hidden=8)
@@ -103,6 +104,7 @@ class FIVO(StepELBO):
         ValueError: For another scheme or a fraction outside [0, 1].
 
     Example:
+        >>> import torch
         >>> from pyro_seq.guides import Bootstrap
         >>> from pyro_seq.models import DMM
         >>> model = DMM(frame=3, latent=2, hidden=8)
