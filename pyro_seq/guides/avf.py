@@ -23,6 +23,7 @@ from pyro_seq.guides.context import LocalEnergy, StepContext
 from pyro_seq.guides.filtering import FilteringGuide, Inference
 from pyro_seq.guides.local import STARTS, LocalProblem
 from pyro_seq.guides.prototype import flat, prototype
+from pyro_seq.guides.sites import check_names
 from pyro_seq.models.step_handlers import predicted
 from pyro_seq.models.step_model import StepModel
 from pyro_seq.nn.repeated import repeated
@@ -166,6 +167,7 @@ class AVF(FilteringGuide):
         stops = self.stops_gradients
         problem = LocalProblem(context, self.start, self.samples, attached=not stops)
         slope = problem.begin()
+        check_names(self.network.sizes, problem.beginning)
         now = problem.bound(problem.beginning)
         # The last iterate's gradient comes from the bound itself where the emission is scored
         # outside the loop, or with the loop's own gradients; else it is taken here.

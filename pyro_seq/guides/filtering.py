@@ -244,6 +244,7 @@ class FilteringGuide(PyroModule):
             stop_gradients=stop and not frame.deferred,
         )
         versions = [leaf._version for leaf in leaves(state.model)]
+        held = _held(model)
         latents = None
         if frame.deferred and isinstance(model, SplitStepModel):
             with sites:
@@ -257,6 +258,7 @@ class FilteringGuide(PyroModule):
             with sites:
                 after = model.step(state.model, frame.x, *step_controls(frame))
         _check_step(state.model, after, versions)
+        _check_held(model, held)
         return Step(
             sites.latents,
             sites.likelihoods,
@@ -317,6 +319,22 @@ def _without_gradient(
         return substitute(latents, {id(s.value): values[s.name] for s in sites.latents})
     with pyro.poutine.block(), pyro.condition(data=values):
         return model.latents(state.state, frame.control)
+
+
+def _held(model: StepModel) -> dict[str, Any]:
+    """What a model holds under its own names; not what its submodules hold."""
+    return vars(model) | model._buffers
+
+
+def _check_held(model: StepModel, before: dict[str, Any]) -> None:
+    """Raises when a step has set an attribute of the model."""
+    after = _held(model)
+    changed = [name for name, value in after.items() if before.get(name, after) is not value]
+    if changed:
+        raise RuntimeError(
+            f"step must keep nothing on the model, since guides may run a step several times: it "
+            f"set {changed}. Return what is to be remembered in the state"
+        )
 
 
 def _check_step(before: Any, after: Any, versions: list[int]) -> None:  # noqa: ANN401

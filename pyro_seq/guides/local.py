@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_seq.distributions.parameters import free_parameters, is_unbounded, with_parameters
+from pyro_seq.distributions.parameters import is_unbounded, with_parameters
 from pyro_seq.guides.context import LocalEnergy, StepContext
-from pyro_seq.guides.sites import LatentSite
+from pyro_seq.guides.sites import LatentSite, site_parameters
 
 __all__ = ["STARTS", "LocalProblem", "Slope"]
 
@@ -91,7 +91,7 @@ class LocalProblem:
         }
 
     def _meet(self, site: LatentSite) -> None:
-        for name, value in free_parameters(site.prior).items():
+        for name, value in site_parameters(site).items():
             key = f"{site.name}.{name}"
             value = torch.zeros_like(value) if self.start == "zeros" else value
             self.beginning[key] = value
@@ -104,6 +104,8 @@ class LocalProblem:
     ) -> Slope:
         with torch.enable_grad():
             energies = [self.context.evaluate(choose, self.attached) for _ in range(self.samples)]
+            if not leaves:
+                raise ValueError("the step must sample at least one latent; got none")
             total = sum(energy.total.sum() for energy in energies)
             slopes = torch.autograd.grad(
                 total,  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ from pyro_seq.distributions.parameters import (
 from pyro_seq.guides.context import StepContext
 from pyro_seq.guides.filtering import FilteringGuide, Inference
 from pyro_seq.guides.prototype import flat, prototype
-from pyro_seq.guides.sites import LatentSite
+from pyro_seq.guides.sites import LatentSite, check_names
 from pyro_seq.models.step_model import StepModel
 from pyro_seq.nn.mlp import JointMLP
 from pyro_seq.nn.recurrent import lstm_step
@@ -155,6 +155,8 @@ class NeuralFilter(FilteringGuide):
         frame = dict(zip(self.sizes, shares, strict=True))
 
         def choose(site: LatentSite) -> Any:  # noqa: ANN401
+            if site.name not in self.sizes:
+                check_names(self.sizes, [*site.earlier, site.name])
             earlier = [v.reshape(*context.batch_shape, -1) for v in site.earlier.values()]
             network, sizes = self._network(site.name), self.sizes[site.name]
             total, parts = frame[site.name], [*inputs, *earlier]

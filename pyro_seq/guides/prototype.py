@@ -8,8 +8,7 @@ import pyro
 import torch
 from torch import Size, Tensor
 
-from pyro_seq.distributions.parameters import free_parameters
-from pyro_seq.guides.sites import InferSites
+from pyro_seq.guides.sites import InferSites, site_parameters
 from pyro_seq.models.step_handlers import observe
 from pyro_seq.models.step_model import StepModel
 from pyro_seq.ops.trees import leaves
@@ -61,14 +60,7 @@ def prototype(model: StepModel) -> Prototype:
         raise ValueError("the step must sample at least one latent; got none")
     sizes = {}
     for site in sites.latents:
-        try:
-            free = free_parameters(site.prior)
-        except ValueError as error:
-            raise ValueError(
-                f"the latent site '{site.name}' cannot be inferred by this guide: {error}. "
-                "The guide 'bootstrap' draws it from its prior; train such a pair with Pyro's "
-                "Trace_ELBO"
-            ) from None
+        free = site_parameters(site)
         sizes[site.name] = {name: value.shape[-1] for name, value in free.items()}
     return Prototype(
         sizes,
@@ -82,5 +74,8 @@ def prototype(model: StepModel) -> Prototype:
 def flat(state: Any, batch_shape: Size) -> Tensor:  # noqa: ANN401
     """All tensors of a state end to end, `(*batch, size)`."""
     parts = [leaf.reshape(*batch_shape, -1) for leaf in leaves(state)]
-    kinds = [part for part in parts if part.is_floating_point()]
-    return torch.cat([part.to(kinds[0].dtype) for part in parts], -1)
+    if not parts:
+        return torch.zeros(*batch_shape, 0)
+    kinds = [part.dtype for part in parts if part.is_floating_point()]
+    kind = kinds[0] if kinds else torch.get_default_dtype()
+    return torch.cat([part.to(kind) for part in parts], -1)

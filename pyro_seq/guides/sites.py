@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -13,10 +13,10 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor
 
-from pyro_seq.distributions.parameters import divergence, prior_where
+from pyro_seq.distributions.parameters import divergence, free_parameters, prior_where
 from pyro_seq.models.step_handlers import in_support, is_likelihood, predicted, spread
 
-__all__ = ["InferSites", "LatentSite", "Likelihood"]
+__all__ = ["InferSites", "LatentSite", "Likelihood", "check_names", "site_parameters"]
 
 
 class LatentSite(NamedTuple):
@@ -160,6 +160,31 @@ def _batch_shape_of(name: str, prior: Any, batch_shape: Size) -> Size:  # noqa: 
             f"{tuple(batch_shape)}; got {tuple(prior.batch_shape)}. Declare the dimensions of one "
             "value with .to_event(n)"
         ) from None
+
+
+def site_parameters(site: LatentSite) -> dict[str, Tensor]:
+    """Free parameters of a site's prior.
+
+    Raises:
+        ValueError: When it is not reparametrised; the message says which guide can go on.
+    """
+    try:
+        return free_parameters(site.prior)
+    except ValueError as error:
+        raise ValueError(
+            f"the latent site '{site.name}' cannot be inferred by this guide: {error}. "
+            "The guide 'bootstrap' draws it from its prior; train such a pair with Pyro's "
+            "Trace_ELBO"
+        ) from None
+
+
+def check_names(known: Iterable[str], names: Iterable[str]) -> None:
+    """Raises a ValueError when a step has other latents than the guide knows."""
+    if [*known] != [*names]:
+        raise ValueError(
+            f"the latent sites of a step must be the same at every step, {[*known]}; got "
+            f"{[*names]}"
+        )
 
 
 def over_batch(nats: Any, batch_shape: Size) -> Tensor:  # noqa: ANN401
