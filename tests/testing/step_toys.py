@@ -31,7 +31,7 @@ class ToyStepModel(StepModel):
     def step(self, state: State, x_t: Tensor | None, u_t: Tensor | None = None) -> State:
         z = pyro.sample("z", dist.Normal(state.z, self.spread.exp()).to_event(1))
         if self.fault == "model keeps":
-            self.last = z
+            self.emission.last = z
         if self.fault == "in place":
             state.z.add_(1.0)
         pyro.sample("x", dist.Normal(self.emission(z), 1.0).to_event(1), obs=x_t)
