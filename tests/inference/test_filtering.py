@@ -361,11 +361,12 @@ def test_what_cannot_be_bound_is_named() -> None:
             pyro.sample("x", dist.Normal(count @ self.parts.C.mT, 1.0).to_event(1), obs=x_t)
             return state
 
+    calls: list[int] = []
+
     class Changing(LinearStep):
         def step(self, state: State, x_t: Tensor | None, u_t: Tensor | None = None) -> State:
-            self.number = getattr(self, "number", 0) + 1
-            name = "z" if self.number % 2 else "y"
-            z = pyro.sample(name, dist.Normal(state.z, 1.0).to_event(1))
+            calls.append(1)
+            z = pyro.sample("z" if len(calls) % 2 else "y", dist.Normal(state.z, 1.0).to_event(1))
             pyro.sample("x", dist.Normal(z @ self.parts.C.mT, 1.0).to_event(1), obs=x_t)
             return state._replace(z=z)
 
