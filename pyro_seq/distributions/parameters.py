@@ -22,11 +22,14 @@ from torch.distributions import (
 )
 
 __all__ = [
+    "PREFERRED",
     "PriorWhere",
     "divergence",
     "free_parameters",
     "is_location",
+    "is_represented",
     "is_unbounded",
+    "parameter_names",
     "prior_where",
     "with_parameters",
 ]
@@ -34,13 +37,14 @@ __all__ = [
 Parameters = dict[str, Tensor]
 
 # One parametrisation of a family that has several; what is fixed stays as it is in the prior.
-_PREFERRED = {
+PREFERRED: dict[str, str] = {
     "covariance_matrix": "scale_tril",
     "precision_matrix": "scale_tril",
     "probs": "logits",
 }
 _FIXED = ("temperature",)
 _LOCATIONS = ("loc", "logits")
+_EXP = dist.transforms.ExpTransform()
 # A point; a support without a bijection onto it (in newer versions of torch).
 _EXCLUDED = (dist.Delta, getattr(torch.distributions, "GeneralizedPareto", dist.Delta))
 _WRAPPERS = (dist.Independent, dist.MaskedDistribution, ExpandedDistribution)
@@ -79,6 +83,12 @@ def free_parameters(distribution: Distribution) -> Parameters:
     return {name: _free(core, inner, name).reshape(*batch, -1) for name in _names(core)}
 
 
+def parameter_names(distribution: Distribution) -> tuple[str, ...]:
+    """Names of the free parameters, in order."""
+    core, _ = _core(distribution)
+    return ("loc", "scale") if _moves_support(core) else _names(core)
+
+
 def with_parameters(prior: Any, parameters: Parameters) -> Any:  # noqa: ANN401
     """The distribution of the prior's family that has these unconstrained parameters.
 
@@ -113,8 +123,7 @@ def with_parameters(prior: Any, parameters: Parameters) -> Any:  # noqa: ANN401
 
 def is_location(distribution: Distribution, name: str) -> bool:
     """Whether a free parameter is a location; in a family without any, each counts as one."""
-    core, _ = _core(distribution)
-    names = ("loc", "scale") if _moves_support(core) else _names(core)
+    names = parameter_names(distribution)
     return name in _LOCATIONS or not set(_LOCATIONS).intersection(names)
 
 
@@ -125,6 +134,12 @@ def is_unbounded(distribution: Distribution, name: str) -> bool:
         return name == "loc"
     constraint = core.arg_constraints[name]
     return getattr(constraint, "base_constraint", constraint) is constraints.real
+
+
+def is_represented(distribution: Distribution) -> bool:
+    """Whether :func:`with_parameters` makes the distribution itself of its free parameters."""
+    core, _ = _core(distribution)
+    return not _moves_support(core)
 
 
 def divergence(
@@ -218,15 +233,15 @@ def _is_plain_transformed(distribution: Any) -> bool:  # noqa: ANN401
 
 
 def _names(core: Any) -> tuple[str, ...]:  # noqa: ANN401
-    names = [_PREFERRED.get(name, name) for name in core.arg_constraints if name not in _FIXED]
+    names = [PREFERRED.get(name, name) for name in core.arg_constraints if name not in _FIXED]
     return tuple(dict.fromkeys(names))
 
 
 def _bijection(core: Any, name: str) -> Transform:  # noqa: ANN401
     """From the real line onto the values that a parameter may have."""
     constraint = core.arg_constraints[name]
-    if constraint is constraints.nonnegative:
-        constraint = constraints.positive
+    if constraint in (constraints.positive, constraints.nonnegative):
+        return _EXP
     if constraint is constraints.lower_triangular:
         constraint = constraints.lower_cholesky
     registry = transform_to if constraint is constraints.lower_cholesky else biject_to

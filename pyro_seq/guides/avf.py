@@ -81,6 +81,8 @@ class AVF(FilteringGuide):
         torch.Size([2, 4])
     """
 
+    reads_priors = False
+
     def __init__(
         self,
         model: StepModel,
@@ -168,7 +170,7 @@ class AVF(FilteringGuide):
         problem = LocalProblem(context, self.start, self.samples, attached=not stops)
         slope = problem.begin()
         check_names(self.network.sizes, problem.beginning)
-        now = problem.bound(problem.beginning)
+        now = problem.beginning
         # The last iterate's gradient comes from the bound itself where the emission is scored
         # outside the loop, or with the loop's own gradients; else it is taken here.
         last = learns and stops and (online or not (context.frame.deferred or context.stock))

@@ -48,18 +48,27 @@ class LocalEnergy(NamedTuple):
     r"""The free energy of one step at one draw of the latents, nats.
 
     Attributes:
-        total: :math:`F_t`, `(*batch)`; its KL terms have the weight of the objective.
         log_likelihood: :math:`\log p(x_t \mid z_t)`, `(*batch)`, zero where nothing was seen.
-        divergence: Sum of the KL terms, unweighted, `(*batch)`.
         sites: The latent sites with priors, posteriors and draws.
         emission: Distribution of the frame.
+        kl_weight: Weight of the KL terms in the objective.
     """
 
-    total: Tensor
     log_likelihood: Tensor
-    divergence: Tensor
     sites: list[LatentSite]
     emission: Any
+    kl_weight: float | Tensor
+
+    @property
+    def divergence(self) -> Tensor:
+        """Sum of the KL terms, unweighted, `(*batch)`."""
+        parts = [site.divergence(self.log_likelihood.shape) for site in self.sites]
+        return sum(parts[1:], parts[0])
+
+    @property
+    def total(self) -> Tensor:
+        r""":math:`F_t`, `(*batch)`; its KL terms have the weight of the objective."""
+        return self.kl_weight * self.divergence - self.log_likelihood
 
 
 class StepContext:
@@ -115,8 +124,9 @@ class StepContext:
             self.model.step(state, self.frame.x, *controls(self.frame))
         if not sites.likelihoods:
             raise ValueError("the step must sample the frame: pyro.sample('x', ..., obs=x_t)")
-        log_likelihood = sum(each.log_prob for each in sites.likelihoods)
-        return self._energy(log_likelihood, sites.latents, sites.likelihoods[0].distribution)
+        nats = torch.stack([each.log_prob for each in sites.likelihoods]).sum(0)
+        emission = sites.likelihoods[0].distribution
+        return LocalEnergy(nats, sites.latents, emission, self.kl_weight)
 
     def _evaluate_split(
         self,
@@ -142,16 +152,10 @@ class StepContext:
         with repeated(None):
             emission = model.emission(latents)
         nats = emission_log_prob(emission, self.frame.x, self.frame.seen, self.batch_shape)
-        return self._energy(nats, met, emission)
+        return LocalEnergy(nats, met, emission, self.kl_weight)
 
     def _sites(self, choose: Callable[[LatentSite], Any]) -> InferSites:
         return InferSites(choose, self.batch_shape, self.frame.seen, self.frame.informed)
-
-    def _energy(self, log_likelihood: Any, sites: list[LatentSite], emission: Any) -> LocalEnergy:  # noqa: ANN401
-        parts = [site.divergence(self.batch_shape) for site in sites]
-        divergence = sum(parts[1:], parts[0])
-        total = self.kl_weight * divergence - log_likelihood
-        return LocalEnergy(total, log_likelihood, divergence, sites, emission)
 
 
 def controls(frame: Frame) -> tuple[Tensor, ...]:

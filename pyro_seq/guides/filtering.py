@@ -86,6 +86,9 @@ class FilteringGuide(PyroModule):
         online: Whether :meth:`infer` needs no later frame.
         parallel: Whether q of a step reads no latent of an earlier step, so that all steps may be
             inferred at once.
+        reads_priors: Whether the functions from sites to q read anything of a prior beside its
+            shapes and its family, which q then has too. If not, priors need not be known yet when
+            latents are drawn.
 
     Raises:
         TypeError: When the model is no step model.
@@ -94,6 +97,7 @@ class FilteringGuide(PyroModule):
     stops_gradients: bool = False
     online: bool = True
     parallel: bool = False
+    reads_priors: bool = True
 
     def __init__(self, model: StepModel) -> None:
         super().__init__(unique_name(type(self).__name__.lower()))

@@ -11,7 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_seq.distributions.parameters import is_unbounded, with_parameters
+from pyro_seq.distributions.parameters import (
+    is_represented,
+    is_unbounded,
+    parameter_names,
+    with_parameters,
+)
 from pyro_seq.guides.context import LocalEnergy, StepContext
 from pyro_seq.guides.sites import LatentSite, site_parameters
 
@@ -59,20 +64,21 @@ class LocalProblem:
         self.attached = attached
         self.beginning: Parameters = {}
         self._bounds: dict[str, tuple[Tensor, Tensor]] = {}
+        self._at_prior = start == "prior"
 
     def begin(self) -> Slope:
         """Slope at the start."""
         leaves: Parameters = {}
+        met: set[str] = set()
 
         def choose(site: LatentSite) -> Any:  # noqa: ANN401
-            if f"{site.name}." not in {name[: len(site.name) + 1] for name in leaves}:
-                self._meet(site)
-                for name, value in self.beginning.items():
-                    leaves.setdefault(name, _leaf(value))
+            if site.name not in met:
+                met.add(site.name)
+                leaves.update({name: _leaf(value) for name, value in self._meet(site).items()})
             return chosen(site, leaves)
 
         # what the start of a later site owes to an earlier one is in the same graph
-        return self._slope(choose, leaves, keep=self.attached)
+        return self._slope(choose, leaves, keep=self.attached, at_start=True)
 
     def slope(self, parameters: Parameters) -> Slope:
         """Slope at these parameters, of which only the values are read."""
@@ -90,39 +96,53 @@ class LocalProblem:
             for name, value in parameters.items()
         }
 
-    def _meet(self, site: LatentSite) -> None:
+    def _meet(self, site: LatentSite) -> Parameters:
+        """Where the parameters of a site begin."""
+        beginning = {}
         for name, value in site_parameters(site).items():
             key = f"{site.name}.{name}"
             value = torch.zeros_like(value) if self.start == "zeros" else value
-            self.beginning[key] = value
+            beginning[key] = value
             if not is_unbounded(site.prior, name):
                 value = value.detach()
                 self._bounds[key] = value - LIMIT, value + LIMIT
+        self.beginning |= beginning
+        self._at_prior = self._at_prior and is_represented(site.prior)
+        return beginning
 
     def _slope(
-        self, choose: Callable[[LatentSite], Any], leaves: Parameters, keep: bool = False
+        self,
+        choose: Callable[[LatentSite], Any],
+        leaves: Parameters,
+        keep: bool = False,
+        at_start: bool = False,
     ) -> Slope:
         with torch.enable_grad():
             energies = [self.context.evaluate(choose, self.attached) for _ in range(self.samples)]
-            if not leaves:
-                raise ValueError("the step must sample at least one latent; got none")
-            total = sum(energy.total.sum() for energy in energies)
+            # at the prior the divergence is zero, and so is its gradient
+            least = at_start and self._at_prior
+            parts = [-each.log_likelihood if least else each.total for each in energies]
+            total = torch.stack([part.sum() for part in parts]).sum()
+        if not leaves:
+            raise ValueError("the step must sample at least one latent; got none")
+        if total.requires_grad:
             slopes = torch.autograd.grad(
-                total,  # type: ignore[arg-type]
+                total,
                 [*leaves.values()],
                 retain_graph=keep,
                 allow_unused=True,
                 materialize_grads=True,
             )
+        else:  # the likelihood reads no latent
+            slopes = tuple(torch.zeros_like(leaf) for leaf in leaves.values())
         gradients = [slope / self.samples if self.samples > 1 else slope for slope in slopes]
         return Slope(energies[-1], dict(zip(leaves, gradients, strict=True)))
 
 
 def chosen(site: LatentSite, parameters: Parameters) -> Any:  # noqa: ANN401
     """The posterior of a site, of the family of its prior."""
-    start = len(site.name) + 1
-    own = {n[start:]: v for n, v in parameters.items() if n.startswith(f"{site.name}.")}
-    return with_parameters(site.prior, own)
+    names = parameter_names(site.prior)
+    return with_parameters(site.prior, {n: parameters[f"{site.name}.{n}"] for n in names})
 
 
 def _leaf(value: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ class NeuralFilter(FilteringGuide):
     ) -> None:
         super().__init__(model)
         known = prototype(model)
-        self.residual = residual
+        self.residual = self.reads_priors = residual
         self.reads = None if reads is None else tuple(reads)
         if encoder is not None and features is None:
             raise ValueError("features must be the size of the encoder's output; got None")

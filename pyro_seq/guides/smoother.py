@@ -103,6 +103,7 @@ class BackwardSmoother(FilteringGuide):
             dropout=dropout,
         )
         self.parallel = self.posterior.parallel
+        self.reads_priors = self.posterior.reads_priors
 
     def informed(self, mask: Tensor) -> Tensor:
         """Where some frame at the step or after it was observed, bool `(batch, time)`."""

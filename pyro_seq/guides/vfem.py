@@ -52,6 +52,7 @@ class VariationalEM(FilteringGuide):
     """
 
     stops_gradients = True
+    reads_priors = False
 
     def __init__(
         self,

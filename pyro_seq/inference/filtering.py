@@ -20,10 +20,17 @@ from pyro.nn import PyroModule
 from pyro.poutine.runtime import am_i_wrapped, effectful
 from torch import Size, Tensor
 
-from pyro_seq.guides.context import Frame, emission_log_prob
+from pyro_seq.guides.context import Frame
 from pyro_seq.guides.filtering import FilteringGuide, FilterState, Step
-from pyro_seq.inference.together import needs_no_loop, step_together
-from pyro_seq.models.step_model import SplitState, SplitStepModel, StepModel
+from pyro_seq.inference.terms import (
+    check_sites,
+    divergence,
+    divergences,
+    log_likelihood,
+    log_likelihoods,
+)
+from pyro_seq.inference.together import priors_can_wait, step_together
+from pyro_seq.models.step_model import SplitState, StepModel
 from pyro_seq.nn.repeated import repeated
 from pyro_seq.ops.trees import stack
 
@@ -90,43 +97,42 @@ def filter_sequences(
     Raises:
         ValueError: When a shape does not fit, or the latent sites differ between steps.
     """
+    model = guide.model
+    model.check(x, mask, controls)
     shape = Size(((particles,) if particles else ()) + (x.shape[0],))
-    guide.model.check(x, mask, controls)
+    over_time = Size((x.shape[1], *shape))
     state = guide.initial(shape) if state is None else state
     frames, memory = guide.frames(x, mask, controls, state, shape)
-    if between is None and needs_no_loop(guide, frames):
-        step = step_together(guide, frames, state, shape, kl_weight)
-        check_sites(step, [])
-        over_time = Size((len(frames), *shape))
-        nats = _score_together(guide.model, step.latents, x, mask, over_time)
-        after = _with_memory(step.state, memory)
-        return Filtered(nats, step_divergence(step, over_time, analytic), step.objective, after)
+    if between is None and priors_can_wait(guide, frames):
+        whole = step_together(guide, frames, state, shape, kl_weight)
+        if whole is not None:
+            check_sites(whole, [])
+            nats = log_likelihoods(model, whole.latents, x, mask, over_time)
+            after = _with_memory(whole.state, memory)
+            return Filtered(nats, divergence(whole, over_time, analytic), whole.objective, after)
     deferred = frames[0].deferred
     if deferred:
         state = _with_memory(state, None)
     steps: list[Step] = []
-    nats, divergences = [], []
+    seen, kept = [], []  # terms of each step, where they are not left for after the loop
     with repeated(len(frames)):
         for frame in frames:
             step = guide.advance(state, frame, shape, kl_weight=kl_weight)
             check_sites(step, steps)
-            divergences.append(step_divergence(step, shape, analytic))
             steps.append(step)
             state = step.state
             if between is not None or not deferred:
-                nats.append(log_likelihood(guide.model, step, frame, shape))
+                seen.append(log_likelihood(model, step, frame, shape))
             if between is not None:
-                state = between(nats[-1] - divergences[-1], frame, state)
-    if nats:
-        together = torch.stack(nats)
-    else:
+                kept.append(divergence(step, shape, analytic))
+                state = between(seen[-1] - kept[-1], frame, state)
+    if not seen:
         latents = stack([step.latents for step in steps])
-        together = _score_together(guide.model, latents, x, mask, Size((len(steps), *shape)))
-    if deferred:
-        state = _with_memory(state, memory)
+    nats = torch.stack(seen) if seen else log_likelihoods(model, latents, x, mask, over_time)
+    spent = torch.stack(kept) if kept else divergences(steps, shape, analytic)
     objectives = [step.objective for step in steps if step.objective is not None]
     objective = torch.stack(objectives).sum(0) if objectives else None
-    return Filtered(together, torch.stack(divergences), objective, state)
+    return Filtered(nats, spent, objective, _with_memory(state, memory) if deferred else state)
 
 
 class StepELBO(ELBO):
@@ -296,65 +302,6 @@ def _show_local_parameters(module: PyroModule) -> None:
         effectful(type="param")(lambda *_, value=value, **__: value)(name, name=name)
 
 
-def log_likelihood(model: StepModel, step: Step, frame: Frame, shape: Size) -> Tensor:
-    """Log density of what a step observed, `shape`, nats."""
-    if frame.deferred and isinstance(model, SplitStepModel):
-        return emission_log_prob(model.emission(step.latents), frame.x, frame.seen, shape)
-    if not step.likelihood:
-        raise ValueError("the step must sample the frame: pyro.sample('x', ..., obs=x_t)")
-    return torch.stack([each.log_prob for each in step.likelihood]).sum(0)
-
-
-def step_divergence(step: Step, shape: Size, analytic: bool) -> Tensor:
-    """Sum of the divergences of a step's latents, `shape`, nats."""
-    parts = [site.divergence(shape, analytic) for site in step.sites]
-    return sum(parts[1:], parts[0])
-
-
-def check_sites(step: Step, before: list[Step]) -> None:
-    """Raises an error when a step cannot be part of a bound with a gradient."""
-    names = [site.name for site in step.sites]
-    first = [site.name for site in before[0].sites] if before else names
-    if names != first or not names:
-        raise ValueError(
-            f"the latent sites of a step must be the same at every step, {first or 'one or more'};"
-            f" got {names or 'none'} at step {len(before) + 1}"
-        )
-    if torch.is_grad_enabled() and not before:
-        for site in step.sites:
-            if not site.posterior.has_rsample:
-                core: Any = site.prior
-                while hasattr(core, "base_dist"):
-                    core = core.base_dist
-                raise ValueError(
-                    f"the latent site '{site.name}' must be reparametrised for this gradient; got "
-                    f"{type(core).__name__}. Train the pair with Pyro's Trace_ELBO, which "
-                    "has a score-function gradient"
-                )
-
-
 def _with_memory(state: FilterState, memory: Any) -> FilterState:  # noqa: ANN401
     """The state with another memory of a split model's embedding, which the loop does not read."""
     return FilterState(SplitState(state.model.state, memory), state.guide)
-
-
-def _score_together(
-    model: StepModel,
-    latents: Any,  # noqa: ANN401
-    x: Tensor,
-    mask: Tensor | None,
-    over_time: Size,
-) -> Tensor:
-    """Log densities of all frames at once, `(time, *batch)`."""
-    assert isinstance(model, SplitStepModel)
-    emission = model.emission(latents)
-    ones = (1,) * (len(over_time) - 2)
-
-    def first_time(t: Tensor) -> Tensor:
-        t = t.transpose(0, 1)
-        return t.reshape(t.shape[0], *ones, *t.shape[1:])
-
-    seen = None if mask is None else first_time(mask).expand(over_time)
-    frames = first_time(x if mask is None else torch.nan_to_num(x))
-    frames = frames.expand(*over_time, *x.shape[2:])
-    return emission_log_prob(emission, frames, seen, over_time)
