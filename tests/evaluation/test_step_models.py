@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from torch import Tensor
 
 from pyro_seq.data import Batch
-from pyro_seq.evaluation import compare, elbo, fivo, forecast, iwae, posterior_draws, to_arviz
+from pyro_seq.evaluation import (
+    compare,
+    elbo,
+    fivo,
+    forecast,
+    free_energy,
+    iwae,
+    posterior_draws,
+    to_arviz,
+)
 from pyro_seq.guides import AVF, Bootstrap, NeuralFilter
+from pyro_seq.inference import FilteringELBO
 from pyro_seq.models import SRNN
 from tests.evaluation.pairs import FactorGuide, FactorModel, factor_batch
+from tests.guides.unseen_model import Traffic, traffic
 from tests.inference.pairs import (
     ExactFilter,
     LinearStep,
@@ -158,6 +170,34 @@ def test_what_cannot_be_forecast_is_named() -> None:
         forecast(guide, batch.x, 2, controls=batch.controls, samples=2)
     with pytest.raises(ValueError, match="controls must cover .* got None"):
         forecast(guide, batch.x, 2, samples=2)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_an_unseen_model_trained_by_svi(local: bool) -> None:
+    """Three latents, one of them a number, and a constrained parameter, in both stores."""
+    batch = Batch(*traffic())
+    with pyro.settings.context(module_local_params=local):
+        model = Traffic()
+        guide = NeuralFilter(model, hidden=4)
+        svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), FilteringELBO())
+        before = free_energy(model, guide, batch, seed=0)
+        svi.step(*batch)
+        other = Traffic()
+        other.load_state_dict(model.state_dict())
+        other.rate = torch.full((2,), 9.0)
+        found = [elbo(model, guide, batch, seed=0).mean]
+        apart = NeuralFilter(other, hidden=4)
+        apart.load_state_dict(guide.state_dict())
+        found.append(elbo(other, apart, batch, seed=0).mean)
+        found.append(elbo(model, guide, batch, seed=0).mean)
+        assert found[0] == found[2] != found[1]
+        assert found[0] != pytest.approx(before.bound().mean)
+        assert fivo(model, guide, batch, particles=50, seed=0).mean > found[0]
+        shapes = {k: v.shape[1:] for k, v in posterior_draws(model, guide, batch).sites.items()}
+        assert shapes == {"spread": (4, 5, 2), "flow": (4, 5, 2), "gain": (4, 5)}
+        u = torch.randn(4, 7, 2)
+        futures = forecast(guide, batch.x, 2, batch.mask, u, samples=3)
+        assert futures.frames.shape == (3, 4, 2, 3) and (futures.frames >= 0).all()
 
 
 def test_one_step_of_the_exact_filter_leaves_no_gap() -> None:
