@@ -72,7 +72,7 @@ def free_parameters(distribution: Distribution) -> Parameters:
 
     Example:
         >>> free_parameters(dist.Gamma(torch.ones(3), torch.ones(3)).to_event(1))["rate"]
-        tensor([-0., -0., -0.])
+        tensor([0., 0., 0.])
     """
     core, inner = _core(distribution)
     batch = distribution.batch_shape
