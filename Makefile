@@ -2,7 +2,7 @@
 #   make demo     train and compare KVAE pairs on the bouncing ball (minutes on two CPU cores)
 #   make test     the test suite            (make test ARGS="--run-slow" for the long tests too)
 #   make lint     ruff and mypy
-#   make bench    speed and memory against Pyro's own state space models
+#   make bench    speed and memory against Pyro and code written by hand
 #   make docs     the documentation, warnings as errors, into docs/_build/html
 #   make clean    remove the virtual environment and all build output
 

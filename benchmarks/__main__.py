@@ -17,12 +17,19 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler talks otherwise
 import pyro
 import torch
 
-from benchmarks import kvae_step, state_space
+from benchmarks import graphed, kvae_step, online, srnn_step, state_space
 from benchmarks.harness import machine
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "results" / "bench.json"
 KVAE_STEPS = {f"kvae_step_{networks}": networks for networks in kvae_step.NETWORKS}
-NAMES = (*state_space.COMPARISONS, "memory", *KVAE_STEPS)
+NAMES = (
+    *state_space.COMPARISONS,
+    "memory",
+    *KVAE_STEPS,
+    *srnn_step.COMPARISONS,
+    "online",
+    *(graphed.NAMES if torch.cuda.is_available() else ()),
+)
 
 
 def run(name: str, repetitions: int) -> tuple[dict, list[str]]:
@@ -36,6 +43,16 @@ def run(name: str, repetitions: int) -> tuple[dict, list[str]]:
             networks, max(3, repetitions // (10 if networks == "conv" else 3))
         )
         return row, kvae_step.describe_step(networks, row)
+    if name in srnn_step.COMPARISONS:
+        step = srnn_step.COMPARISONS[name]
+        row = srnn_step.run_comparison(step, repetitions)
+        return row, [srnn_step.describe(step, row)]
+    if name == "online":
+        row = online.run_online()
+        return row, online.describe_online(row)
+    if name in graphed.NAMES:
+        row = graphed.run_graph(name, repetitions)
+        return row, [graphed.describe_graph(name, row)]
     comparison = state_space.COMPARISONS[name]
     fraction = 1 if comparison.time < 100 else 3
     row = state_space.run_comparison(comparison, max(3, repetitions // fraction))

@@ -16,7 +16,7 @@ Gaussian = tuple[Tensor, Tensor]  # location and log scale
 
 
 class HandwrittenSRNN(nn.Module):
-    r"""Both losses of one model.
+    r"""All losses of one model.
 
     .. math::
         h_t = \mathrm{LSTM}(x_{<t}), \quad z_t \sim N(f(h_t, z_{t-1})), \quad
@@ -40,6 +40,7 @@ class HandwrittenSRNN(nn.Module):
         self.filter = nn.Sequential(
             nn.Linear(NOTES + RECURRENT, HIDDEN), nn.ELU(), nn.Linear(HIDDEN, 2 * LATENT)
         )
+        self.filter_latent = nn.Linear(LATENT, HIDDEN, bias=False)
         self.update = HighwayUpdate()
 
     def history(self, x: Tensor) -> Tensor:
@@ -74,24 +75,53 @@ class HandwrittenSRNN(nn.Module):
         total = self.reconstruction(self.decoder_history(history), z, x) + kl_divergence(q, p)
         return total / x[..., 0].numel()
 
-    def avf_loss(self, x: Tensor) -> Tensor:
-        """Free energy of one amortized step from the prior, (B, T, notes) -> nats per frame.
+    def latent_filter_loss(self, x: Tensor) -> Tensor:
+        """Free energy of q(z_t | x_t, h_t, z_{t-1}), (B, T, notes) -> nats per frame.
+
+        The posteriors wait for each other, the rest still runs over all frames at once.
+        """
+        x = x.transpose(0, 1)
+        history = self.history(x)
+        z = x.new_zeros(x.shape[1], LATENT)
+        locations, log_scales, samples = [], [], []
+        for known in self.filter[0](torch.cat([x, history], dim=-1)):
+            hidden = functional.elu(known + self.filter_latent(z))
+            q = gaussian(self.filter[2](hidden))
+            z = sample(q)
+            locations.append(q[0])
+            log_scales.append(q[1])
+            samples.append(z)
+        latent, q = torch.stack(samples), (torch.stack(locations), torch.stack(log_scales))
+        previous = functional.pad(latent[:-1], (0, 0, 0, 0, 1, 0))
+        p = self.prior(self.prior_history(history), previous)
+        nats = self.reconstruction(self.decoder_history(history), latent, x)
+        return (nats + kl_divergence(q, p)) / x[..., 0].numel()
+
+    def avf_loss(self, x: Tensor, iterations: int = 1) -> Tensor:
+        """Free energy after amortized steps from the prior, (B, T, notes) -> nats per frame.
 
         The network of the update learns from each frame alone, the model from samples held
         fixed: no gradient crosses a frame or reaches the model through z. One backward pass
-        serves both, since q depends on the network of the update alone.
+        serves both, since q depends on the network of the update alone. With several iterations
+        the network learns from the mean of the free energies after each.
         """
         x = x.transpose(0, 1)
         history = self.history(x)
         for_prior, for_decoder = self.prior_history(history), self.decoder_history(history)
         z = x.new_zeros(x.shape[1], LATENT)
-        locations, log_scales, samples = [], [], []
+        locations, log_scales, samples, gains = [], [], [], []
         for frame, prior_term, decoder_term in zip(
             x, for_prior.detach(), for_decoder.detach(), strict=True
         ):
             with torch.no_grad():
                 start = self.prior(prior_term, z)
             q = self.update(start, self.gradient(start, decoder_term, frame))
+            for _ in range(iterations - 1):
+                slope = self.gradient(q, decoder_term, frame, start)
+                gains.append((slope[0] * q[0]).sum() + (slope[1] * q[1]).sum())
+                q = self.update(q, slope)
+            if iterations > 1:
+                q = shared(q[0], iterations), shared(q[1], iterations)
             attached = sample(q)
             z = attached.detach()
             locations.append(q[0])
@@ -101,12 +131,19 @@ class HandwrittenSRNN(nn.Module):
         previous = functional.pad(latent[:-1].detach(), (0, 0, 0, 0, 1, 0))
         p = self.prior(for_prior, previous)
         total = self.reconstruction(for_decoder, latent, x) + kl_divergence(q, p)
+        if gains:
+            gain = torch.stack(gains).sum() / iterations
+            total = total + gain - gain.detach()
         return total / x[..., 0].numel()
 
-    def gradient(self, start: Gaussian, history: Tensor, x: Tensor) -> Gaussian:
-        """Of one frame's free energy at the prior, where that of the KL divergence is zero."""
-        leaves = (start[0].requires_grad_(), start[1].requires_grad_())
+    def gradient(
+        self, q: Gaussian, history: Tensor, x: Tensor, prior: Gaussian | None = None
+    ) -> Gaussian:
+        """Of one frame's free energy; without a prior at the prior, where the KL's is zero."""
+        leaves = (q[0].detach().requires_grad_(), q[1].detach().requires_grad_())
         energy = self.reconstruction(history, sample(leaves), x)
+        if prior is not None:
+            energy = energy + kl_divergence(leaves, prior)
         location, log_scale = torch.autograd.grad(energy, leaves)
         return location, log_scale
 
@@ -123,7 +160,9 @@ class HighwayUpdate(nn.Module):
     def forward(self, estimate: Gaussian, gradient: Gaussian) -> Gaussian:
         """The next estimate; both arguments count as constants."""
         terms = [value.detach() for value in (*gradient, *estimate)]
-        normalised = torch.cat([functional.layer_norm(term, (LATENT,)) for term in terms], -1)
+        normalised = torch.cat(
+            [functional.layer_norm(term, (LATENT,), eps=1e-14) for term in terms], -1
+        )
         linear, new, gate = self.first(normalised).chunk(3, dim=-1)
         hidden = torch.lerp(functional.elu(new), linear, gate.sigmoid())
         new, gate = self.second(hidden).chunk(2, dim=-1)
@@ -133,6 +172,16 @@ class HighwayUpdate(nn.Module):
             torch.lerp(loc, terms[2], loc_gate.sigmoid()),
             torch.lerp(log_scale, terms[3], scale_gate.sigmoid()).clamp(LOWEST, HIGHEST),
         )
+
+
+def normalise(term: Tensor) -> Tensor:
+    """Zero mean and unit deviation over the latents."""
+    return functional.layer_norm(term, (LATENT,), eps=1e-14)
+
+
+def shared(value: Tensor, iterations: int) -> Tensor:
+    """The value, with its gradient divided by the number of iterations."""
+    return torch.lerp(value.detach(), value, 1 / iterations)
 
 
 def gaussian(output: Tensor) -> Gaussian:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import platform
 import statistics
 import time
@@ -95,11 +96,13 @@ def count_operations(step: Step) -> int:
     return counter.count
 
 
-def machine() -> dict[str, str | int]:
-    """Where and with what a benchmark ran."""
+def machine() -> dict[str, str | int | float]:
+    """Where and with what a benchmark ran, and what else ran there."""
     return {
         "date": date.today().isoformat(),
         "cpu": _cpu_name(),
+        "cores": os.cpu_count() or 1,
+        "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else 0.0,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
