@@ -200,7 +200,7 @@ def training_lowers_the_free_energy(case: GuideCase) -> None:
     if not parameters:
         return
     before = _typical_free_energy(pair, case.model)
-    optimizer = torch.optim.Adam(parameters, lr=1e-2)
+    optimizer = torch.optim.Adam(parameters, lr=3e-3)
     bound = FilteringELBO()(pair.model, pair.guide)
     for _ in range(TRAINING_STEPS):
         optimizer.zero_grad()
