@@ -26,6 +26,7 @@ from pyro_seq.guides.prototype import flat, prototype
 from pyro_seq.guides.sites import check_names
 from pyro_seq.models.step_handlers import predicted
 from pyro_seq.models.step_model import StepModel
+from pyro_seq.nn.mlp import FlatFrames
 from pyro_seq.nn.repeated import repeated
 from pyro_seq.plugins import register
 
@@ -114,7 +115,7 @@ class AVF(FilteringGuide):
         self.iterations, self.samples, self.start = iterations, samples, start
         self.stops_gradients = stop_gradients
         self.encodes = tuple(encodes)
-        self.encoder = nn.Flatten(2) if encoder is None else encoder
+        self.encoder = FlatFrames() if encoder is None else encoder
         frame, values = known.frame_shape.numel(), sum(known.values.values())
         others = {
             "observation": frame if features is None else features,

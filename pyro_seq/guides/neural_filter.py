@@ -28,7 +28,7 @@ from pyro_seq.guides.filtering import FilteringGuide, Inference
 from pyro_seq.guides.prototype import flat, prototype
 from pyro_seq.guides.sites import LatentSite, check_names
 from pyro_seq.models.step_model import StepModel
-from pyro_seq.nn.mlp import JointMLP
+from pyro_seq.nn.mlp import FlatFrames, JointMLP
 from pyro_seq.nn.recurrent import lstm_step
 from pyro_seq.nn.repeated import RepeatedLinear
 from pyro_seq.plugins import register
@@ -91,7 +91,7 @@ class NeuralFilter(FilteringGuide):
         self.reads = None if reads is None else tuple(reads)
         if encoder is not None and features is None:
             raise ValueError("features must be the size of the encoder's output; got None")
-        self.encoder = nn.Flatten(2) if encoder is None else encoder
+        self.encoder = FlatFrames() if encoder is None else encoder
         state = known.state if self.reads is None else self._read_size(model)
         frame, others = features or known.frame_shape.numel(), state + known.controls
         self.recurrent = None if recurrent is None else nn.LSTMCell(frame, recurrent)
@@ -147,8 +147,9 @@ class NeuralFilter(FilteringGuide):
 
     def infer(self, context: StepContext, state: Any) -> Inference:  # noqa: ANN401
         """One pass of the network for each site."""
-        reads = self.reads is None or self.reads
-        inputs = [self._state(context.visible, context.batch_shape)] if reads else []
+        inputs = []
+        if self.reads is None or self.reads:
+            inputs.append(self._state(context.visible, context.batch_shape))
         if context.frame.control is not None:
             inputs.append(context.frame.control)
         shares, state = self._shares(context, state)
@@ -159,7 +160,8 @@ class NeuralFilter(FilteringGuide):
                 check_names(self.sizes, [*site.earlier, site.name])
             earlier = [v.reshape(*context.batch_shape, -1) for v in site.earlier.values()]
             network, sizes = self._network(site.name), self.sizes[site.name]
-            total, parts = frame[site.name], [*inputs, *earlier]
+            total = frame[site.name]
+            parts = [part for part in (*inputs, *earlier) if part.shape[-1]]
             if parts:
                 others = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
                 total = total + network.share(1, others)

@@ -20,6 +20,7 @@ from pyro_seq.guides.filtering import FilteringGuide, Inference
 from pyro_seq.guides.neural_filter import NeuralFilter
 from pyro_seq.guides.prototype import flat, prototype
 from pyro_seq.models.step_model import SplitStepModel, StepModel
+from pyro_seq.nn.mlp import FlatFrames
 from pyro_seq.plugins import register
 
 __all__ = ["BackwardSmoother"]
@@ -86,7 +87,7 @@ class BackwardSmoother(FilteringGuide):
         if encoder is not None and features is None:
             raise ValueError("features must be the size of the encoder's output; got None")
         known = prototype(model)
-        self.encoder = nn.Flatten(2) if encoder is None else encoder
+        self.encoder = FlatFrames() if encoder is None else encoder
         self.embedding = embedding if isinstance(embedding, bool) else tuple(embedding)
         inputs = (features or known.frame_shape.numel()) + known.controls
         if embedding:

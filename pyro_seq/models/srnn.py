@@ -23,7 +23,7 @@ from pyro_seq.models.presets import Presets
 from pyro_seq.models.step_model import SplitState, SplitStepModel
 from pyro_seq.nn.activations import ClippedLeakyReLU
 from pyro_seq.nn.heads import LOG_SCALES, NormalHead, emission_head
-from pyro_seq.nn.mlp import JointMLP
+from pyro_seq.nn.mlp import FlatFrames, JointMLP
 from pyro_seq.plugins import register
 
 __all__ = ["SRNN"]
@@ -146,7 +146,7 @@ class SRNN(Presets, SplitStepModel):
         if encoder is not None and features is None:
             raise ValueError("features must be the size of the encoder's output; got None")
         size = Size((frame,) if isinstance(frame, int) else frame).numel()
-        self.encoder = nn.Flatten(2) if encoder is None else encoder
+        self.encoder = FlatFrames() if encoder is None else encoder
         self.drop, self.drop_frame = nn.Dropout(dropout), nn.Dropout(frame_dropout)
         self.lstm = nn.LSTM(size if features is None else features, hidden, batch_first=True)
         self.h_0 = nn.Parameter(torch.zeros(hidden))

@@ -281,7 +281,7 @@ class SplitStepModel(StepModel):
             made from the frames up to it, and the memory after the last. By default the frame
             itself, flattened.
         """
-        return x.flatten(2), memory
+        return x.reshape(*x.shape[:2], -1), memory
 
     def initial_memory(self, batch: int) -> Any:  # noqa: ANN401
         """What :meth:`embed` remembers before the first frame: tensors `(batch, ...)`, or None."""

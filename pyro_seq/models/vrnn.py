@@ -23,7 +23,7 @@ from torch import Size, Tensor, nn
 from pyro_seq.models.presets import Presets
 from pyro_seq.models.step_model import SplitState, SplitStepModel
 from pyro_seq.nn.heads import NormalHead, emission_head
-from pyro_seq.nn.mlp import mlp
+from pyro_seq.nn.mlp import FlatFrames, mlp
 from pyro_seq.nn.recurrent import lstm_step
 from pyro_seq.plugins import register
 
@@ -127,7 +127,7 @@ class VRNN(Presets, SplitStepModel):
             self.x_net, self.features = x_net, features
         else:
             size = Size((frame,) if isinstance(frame, int) else frame).numel()
-            self.x_net = nn.Sequential(nn.Flatten(2), *mlp(size, x_net, activation))
+            self.x_net = nn.Sequential(FlatFrames(), *mlp(size, x_net, activation))
             self.features = (size, *x_net)[-1]
         self.drop, self.drop_frame = nn.Dropout(dropout), nn.Dropout(frame_dropout)
         self.z_net = mlp(latent, z_net, activation)

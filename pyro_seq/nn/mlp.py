@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pyro_seq.nn.repeated import RepeatedLinear
 
-__all__ = ["JointMLP", "mlp"]
+__all__ = ["FlatFrames", "JointMLP", "mlp"]
 
 
 def mlp(
@@ -82,3 +82,11 @@ class JointMLP(nn.Module):
     def forward(self, total: Tensor) -> Tensor:
         """The output, given the sum of all shares."""
         return self.rest(self.drop(self.activation(total)))
+
+
+class FlatFrames(nn.Module):
+    """Each frame laid end to end, `(batch, time, size)`; a frame that is a number has size 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Frames `(batch, time, *frame)`, flat."""
+        return x.reshape(*x.shape[:2], -1)
