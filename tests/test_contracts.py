@@ -1,4 +1,4 @@
-"""Every model, guide, weight network and data set of the registries keeps the contracts."""
+"""Every model, guide, filter, weight network and data set of the registries keeps its contracts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 import pyro_seq
 from pyro_seq.testing import (
     DISTRIBUTION_CONTRACTS,
+    FILTER_CONTRACTS,
     GUIDE_CONTRACTS,
     MODEL_CONTRACTS,
     WEIGHT_CONTRACTS,
@@ -125,6 +126,14 @@ def test_models(setting: Setting, contract: Callable[[ModelCase], None]) -> None
     run_contracts([contract], ModelCase(setting.make, *setting.data()), "The model")
 
 
+def pairs(setting: Setting) -> Iterator[tuple[str, GuideCase]]:
+    """A model and each of the guides that fit it."""
+    case = ModelCase(setting.make, *setting.data())
+    for name, options in setting.guides.items():
+        guide = pyro_seq.get("guides", name)
+        yield name, GuideCase(case, lambda model, g=guide, o=options: g(model, **o))
+
+
 def test_every_guide_is_tried() -> None:
     tried = {g for group in SETTINGS.values() for s in group.values() for g in s.guides}
     assert set(ours("guides")) <= tried
@@ -133,10 +142,14 @@ def test_every_guide_is_tried() -> None:
 @pytest.mark.parametrize("contract", GUIDE_CONTRACTS, ids=lambda c: c.__name__)
 @pytest.mark.parametrize("setting", list(settings()))
 def test_guides(setting: Setting, contract: Callable[[GuideCase], None]) -> None:
-    case = ModelCase(setting.make, *setting.data())
-    for name, options in setting.guides.items():
-        guide = pyro_seq.get("guides", name)
-        pair = GuideCase(case, lambda model, g=guide, o=options: g(model, **o))
+    for name, pair in pairs(setting):
+        run_contracts([contract], pair, f"The guide {name!r}")
+
+
+@pytest.mark.parametrize("contract", FILTER_CONTRACTS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("setting", [s for s in settings() if not s.id.startswith("kvae")])
+def test_filters(setting: Setting, contract: Callable[[GuideCase], None]) -> None:
+    for name, pair in pairs(setting):
         run_contracts([contract], pair, f"The guide {name!r}")
 
 

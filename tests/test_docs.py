@@ -9,6 +9,7 @@ import pytest
 
 from pyro_seq.testing import (
     DISTRIBUTION_CONTRACTS,
+    FILTER_CONTRACTS,
     GUIDE_CONTRACTS,
     MODEL_CONTRACTS,
     WEIGHT_CONTRACTS,
@@ -35,5 +36,8 @@ def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_page_of_contracts_lists_them_all() -> None:
     listed = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/contracts.md").read_text(), re.M)
-    stated = MODEL_CONTRACTS + GUIDE_CONTRACTS + DISTRIBUTION_CONTRACTS + WEIGHT_CONTRACTS
+    stated = (
+        *(*MODEL_CONTRACTS, *GUIDE_CONTRACTS, *FILTER_CONTRACTS),
+        *(*DISTRIBUTION_CONTRACTS, *WEIGHT_CONTRACTS),
+    )
     assert listed == [contract.__name__ for contract in stated]
