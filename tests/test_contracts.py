@@ -1,4 +1,4 @@
-"""Every model, guide, filter, weight network and data set of the registries keeps its contracts."""
+"""Every model, guide, filter, weight network and data set keeps the contracts of its kind."""
 
 from __future__ import annotations
 

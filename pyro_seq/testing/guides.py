@@ -225,14 +225,14 @@ def svi_trains_two_pairs_independently(case: GuideCase) -> None:
     """``pyro.infer.SVI`` with the global parameter store moves each of two pairs, and it alone."""
     with isolated(local=False):
         first, second = Pair(case), Pair(case)
-        moved = _moved_by(lambda: _svi_step(first, case.model), first)
+        second.load_state_dict(first.state_dict())
+        moved, _ = _moved_by(first, case.model, first, second)
         for part in ("model", "guide"):
             names = {f"{part}.{name}" for name, _ in getattr(first, part).named_parameters()}
             own = {n for n, p in first.named_parameters() if p.requires_grad} & names
             require(not own or bool(own & moved), f"an SVI step moves no parameter of the {part}.")
-        unmoved = _moved_by(lambda: _svi_step(second, case.model), first)
+        unmoved, moved_second = _moved_by(second, case.model, first, second)
         require(not unmoved, f"training a second pair moves the first one's {sorted(unmoved)}.")
-        moved_second = _moved_by(lambda: _svi_step(second, case.model), second)
         require(
             moved == moved_second,
             f"of a second pair of the same classes, SVI does not train "
@@ -241,16 +241,16 @@ def svi_trains_two_pairs_independently(case: GuideCase) -> None:
         )
 
 
-def _svi_step(pair: Pair, case: ModelCase) -> None:
-    optimizer = ClippedAdam({"lr": 1e-2})
-    svi = SVI(pair.model, pair.guide, optimizer, Trace_ELBO())
+def _moved_by(trained: Pair, case: ModelCase, *pairs: Pair) -> list[set[str]]:
+    """Which parameters of the pairs a seeded step of SVI on one of them moves."""
+    before = [copy.deepcopy(pair.state_dict()) for pair in pairs]
+    svi = SVI(trained.model, trained.guide, ClippedAdam({"lr": 1e-2}), Trace_ELBO())
+    torch.manual_seed(0)
     svi.step(case.x, case.mask, case.controls)
-
-
-def _moved_by(step: Callable[[], None], pair: Pair) -> set[str]:
-    before = copy.deepcopy(pair.state_dict())
-    step()
-    return {n for n, p in pair.named_parameters() if not torch.equal(p.detach(), before[n])}
+    return [
+        {n for n, p in pair.named_parameters() if not torch.equal(p.detach(), old[n])}
+        for pair, old in zip(pairs, before, strict=True)
+    ]
 
 
 def predictive_uses_the_guide(case: GuideCase) -> None:
