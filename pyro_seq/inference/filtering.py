@@ -99,6 +99,8 @@ def filter_sequences(
     """
     model = guide.model
     model.check(x, mask, controls)
+    if between is None and mask is not None and _is_complete(mask):
+        mask = None
     shape = Size(((particles,) if particles else ()) + (x.shape[0],))
     over_time = Size((x.shape[1], *shape))
     state = guide.initial(shape) if state is None else state
@@ -300,6 +302,11 @@ def _show_local_parameters(module: PyroModule) -> None:
         value: Any = parameter.view_as(parameter)
         value.unconstrained = weakref.ref(parameter)
         effectful(type="param")(lambda *_, value=value, **__: value)(name, name=name)
+
+
+def _is_complete(mask: Tensor) -> bool:
+    """Whether nothing is missing; assumed otherwise on a device that one would wait for."""
+    return mask.device.type == "cpu" and bool(mask.all())
 
 
 def _with_memory(state: FilterState, memory: Any) -> FilterState:  # noqa: ANN401

@@ -210,6 +210,19 @@ def test_a_filter_of_latents_needs_the_loop() -> None:
     assert not NeuralFilter(model, hidden=8, reads=["h"], recurrent=4).parallel
 
 
+def test_a_mask_that_hides_nothing_is_none() -> None:
+    model, guide = srnn(controls=0)
+    x = (torch.rand(BATCH, TIME, FRAME) > 0.5).float()
+    results = []
+    for mask in (None, torch.ones(BATCH, TIME, dtype=torch.bool)):
+        torch.manual_seed(0)
+        with torch.profiler.profile() as profile:
+            terms = filter_sequences(guide, x, mask)
+        calls = sum(e.count for e in profile.key_averages() if e.key == "aten::addmm")
+        results.append((terms.free_energy, torch.tensor(calls)))
+    torch.testing.assert_close(*results)
+
+
 def test_missing_frames_take_the_loop_and_leave_the_rest_alone() -> None:
     torch.manual_seed(0)
     model, guide = srnn(controls=0)
