@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,6 +49,46 @@ def test_bouncing_ball(tmp_path: Path) -> None:
     rows = (tmp_path / "comparison.csv").read_text().splitlines()
     assert len(rows) == 4
     assert {"checkpoint", "comparison.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def real(program: str, folder: str, wanted: set[str]) -> Any:  # noqa: ANN401
+    """An example of real data, skipped without them."""
+    there = (Path(os.environ.get("PYRO_SEQ_DATA", "absent")) / folder).is_dir()
+    absent = pytest.mark.skipif(not there, reason=f"no folder {folder!r} in PYRO_SEQ_DATA")
+    return pytest.param(program, wanted, marks=[pytest.mark.data, absent])
+
+
+@pytest.mark.parametrize(
+    ("program", "wanted"),
+    [
+        real(
+            "avf_music",
+            "polyphonic",
+            {"baseline_free_energy_per_step", "avf_k1_free_energy_per_step_all"},
+        ),
+        real(
+            "avf_speech",
+            "speech",
+            {"baseline_free_energy_per_step", "white_noise_free_energy_per_step"},
+        ),
+        pytest.param("my_own_model", {"seconds"}),
+    ],
+)
+def test_filters(program: str, wanted: set[str], tmp_path: Path) -> None:
+    """The smoke preset ends, and writes metrics, comparison, a figure and a checkpoint."""
+    done = subprocess.run(
+        [sys.executable, f"examples/{program}.py", "--preset", "smoke", "--out", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert wanted | {"config"} <= metrics.keys()
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"checkpoint", "comparison.csv"} <= written
+    assert any(name.endswith(".png") for name in written)
 
 
 def test_unknown_dynamics_are_refused_before_anything_is_trained() -> None:
