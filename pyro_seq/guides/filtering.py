@@ -208,10 +208,8 @@ class FilteringGuide(PyroModule):
         if defer:
             embedding, memory, deferred = self._embed(clean, mask, state, batch_shape)
         parts = Frame(clean, mask, informed, controls, encoding, embedding)
-        frames = [
-            map_tensors(lambda part: _expand(part, batch_shape), frame)._replace(deferred=deferred)
-            for frame in unbind(parts, 1)
-        ]
+        parts = map_tensors(lambda part: part.expand(*batch_shape[:-1], *part.shape), parts)
+        frames = unbind(parts._replace(deferred=deferred), len(batch_shape))
         return frames, memory
 
     def advance(

@@ -10,6 +10,8 @@ from torch import Tensor
 
 __all__ = ["detach", "leaves", "map_tensors", "stack", "unbind"]
 
+_SEQUENCES = (tuple, list)
+
 
 def map_tensors(function: Callable[..., Any], tree: Any, *others: Any) -> Any:  # noqa: ANN401
     """Applies a function to every tensor of a tree, and keeps its form.
@@ -31,7 +33,7 @@ def map_tensors(function: Callable[..., Any], tree: Any, *others: Any) -> Any:  
         return function(tree, *others)
     if isinstance(tree, dict):
         return {key: map_tensors(function, tree[key], *(o[key] for o in others)) for key in tree}
-    if isinstance(tree, tuple | list):
+    if isinstance(tree, _SEQUENCES):
         parts = [map_tensors(function, *each) for each in zip(tree, *others, strict=True)]
         return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
     return tree
@@ -44,7 +46,7 @@ def leaves(tree: Any) -> Iterator[Tensor]:  # noqa: ANN401
     elif isinstance(tree, dict):
         for part in tree.values():
             yield from leaves(part)
-    elif isinstance(tree, tuple | list):
+    elif isinstance(tree, _SEQUENCES):
         for part in tree:
             yield from leaves(part)
 
