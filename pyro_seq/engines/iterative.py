@@ -80,7 +80,7 @@ class IterativeInference(nn.Module):
         self.update, self.normalise, self.reads = update, normalise, tuple(reads)
         self.gradient_scale = gradient_scale
         total, width = sum(self.sizes.values()), hidden[0]
-        self.first = RepeatedLinear(total * len(self.reads), 3 * width)
+        self.first = RepeatedLinear(max(total * len(self.reads), 1), 3 * width)
         self.others = nn.ModuleDict(
             {
                 name: RepeatedLinear(size, 3 * width, bias=False)
@@ -109,6 +109,8 @@ class IterativeInference(nn.Module):
         inputs = [
             self._normalised(terms[read][name]) for read in self.reads for name in self.sizes
         ]
+        if not inputs:  # all that is read comes in shares
+            inputs = [torch.zeros_like(next(iter(parameters.values()))[..., :1])]
         total = self.first(torch.cat(inputs, -1))
         for share in shares:
             total = total + share

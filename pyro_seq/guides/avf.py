@@ -51,6 +51,9 @@ class AVF(FilteringGuide):
     the free energy after the last iteration, through time; the gradients that the network reads
     are constants in either case.
 
+    Where a step has several latents, q of a later one is moved from the prior that it has given
+    the draws of the earlier ones.
+
     Args:
         model: Any :class:`~pyro_seq.models.StepModel` with reparametrised latents.
         iterations: K.
@@ -82,8 +85,6 @@ class AVF(FilteringGuide):
         torch.Size([2, 4])
     """
 
-    reads_priors = False
-
     def __init__(
         self,
         model: StepModel,
@@ -113,6 +114,7 @@ class AVF(FilteringGuide):
             raise ValueError("features must be the size of the encoder's output; got None")
         known = prototype(model)
         self.iterations, self.samples, self.start = iterations, samples, start
+        self.reads_priors = self._several = len(known.sizes) > 1
         self.stops_gradients = stop_gradients
         self.encodes = tuple(encodes)
         self.encoder = FlatFrames() if encoder is None else encoder
@@ -174,15 +176,16 @@ class AVF(FilteringGuide):
         now = problem.beginning
         # The last iterate's gradient comes from the bound itself where the emission is scored
         # outside the loop, or with the loop's own gradients; else it is taken here.
-        last = learns and stops and (online or not (context.frame.deferred or context.stock))
+        apart = not context.stock and (self._several or not context.frame.deferred)
+        last = learns and stops and (online or apart)
         gains: list[Tensor] = []
-        constant = self._constant(context)
+        alike = self._constant(context)
         for number in range(self.iterations):
             before = {n: v.detach() for n, v in now.items()} if stops else now
-            shares = constant
+            shares = alike
             if "errors" in self.encodes:
                 share = self.network.share("errors", errors(context, slope.energy))
-                shares = [*constant, share]
+                shares = [*alike, share]
             now = problem.bound(self.network(before, slope.gradients, shares))
             if number + 1 < self.iterations or last:
                 slope = problem.slope(now)
@@ -200,7 +203,8 @@ class AVF(FilteringGuide):
             assert objective is not None
             self._learn(objective)
             objective = None
-        return Inference(problem.chooser(now), objective=objective)
+        constant = stops and not context.stock
+        return Inference(problem.chooser(now, constant), objective=objective)
 
     def _constant(self, context: StepContext) -> list[Tensor]:
         """Shares of what the network reads alike in every iteration."""

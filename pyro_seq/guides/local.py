@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_seq.distributions.parameters import (
+    free_parameters,
     is_represented,
     is_unbounded,
     parameter_names,
@@ -41,9 +42,16 @@ class Slope(NamedTuple):
 
 
 class LocalProblem:
-    """The free energy of one step as a function of the free parameters of all its posteriors.
+    r"""The free energy of one step as a function of the free parameters of all its posteriors.
 
-    Parameters are one dictionary for all sites, with the names `"site.parameter"`.
+    Parameters are one dictionary for all sites, with the names `"site.parameter"`. If they start
+    at the prior, a site that comes after others in the step has
+
+    .. math:: q(z_i \mid z_{<i}) \text{ with the parameters }
+        \lambda_{p}(z_{<i}) + \lambda_i - \lambda_i^{(0)},
+
+    the prior's given the draws :math:`z_{<i}`, moved as far as the start was moved; where nothing
+    was moved, q is the prior whatever was drawn before.
 
     Args:
         context: The step.
@@ -75,7 +83,7 @@ class LocalProblem:
             if site.name not in met:
                 met.add(site.name)
                 leaves.update({name: _leaf(value) for name, value in self._meet(site).items()})
-            return chosen(site, leaves)
+            return self._chosen(site, leaves)
 
         # what the start of a later site owes to an earlier one is in the same graph
         return self._slope(choose, leaves, keep=self.attached, at_start=True)
@@ -85,9 +93,16 @@ class LocalProblem:
         leaves = {name: _leaf(value) for name, value in parameters.items()}
         return self._slope(self.chooser(leaves), leaves)
 
-    def chooser(self, parameters: Parameters) -> Callable[[LatentSite], Any]:
-        """From a site to its posterior with these parameters."""
-        return lambda site: chosen(site, parameters)
+    def chooser(
+        self, parameters: Parameters, constant: bool = False
+    ) -> Callable[[LatentSite], Any]:
+        """From a site to its posterior with these parameters.
+
+        Args:
+            parameters: Of all sites.
+            constant: Whether q keeps no gradient through the prior that it is moved from.
+        """
+        return lambda site: self._chosen(site, parameters, constant)
 
     def bound(self, parameters: Parameters) -> Parameters:
         """The parameters, logarithms of scales and the like within bounds around the start."""
@@ -109,6 +124,18 @@ class LocalProblem:
         self.beginning |= beginning
         self._at_prior = self._at_prior and is_represented(site.prior)
         return beginning
+
+    def _chosen(self, site: LatentSite, parameters: Parameters, constant: bool = False) -> Any:  # noqa: ANN401
+        """The posterior of a site, of the family of its prior."""
+        names = parameter_names(site.prior)
+        own = {name: parameters[f"{site.name}.{name}"] for name in names}
+        if site.earlier and self.start == "prior":
+            base = free_parameters(site.prior)
+            for name, value in own.items():
+                start = self.beginning[f"{site.name}.{name}"]
+                moved = value - (start if self.attached else start.detach())
+                own[name] = moved + (base[name].detach() if constant else base[name])
+        return with_parameters(site.prior, own)
 
     def _slope(
         self,
@@ -137,12 +164,6 @@ class LocalProblem:
             slopes = tuple(torch.zeros_like(leaf) for leaf in leaves.values())
         gradients = [slope / self.samples if self.samples > 1 else slope for slope in slopes]
         return Slope(energies[-1], dict(zip(leaves, gradients, strict=True)))
-
-
-def chosen(site: LatentSite, parameters: Parameters) -> Any:  # noqa: ANN401
-    """The posterior of a site, of the family of its prior."""
-    names = parameter_names(site.prior)
-    return with_parameters(site.prior, {n: parameters[f"{site.name}.{n}"] for n in names})
 
 
 def _leaf(value: Tensor) -> Tensor:

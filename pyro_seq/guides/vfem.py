@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_seq.guides.context import StepContext
 from pyro_seq.guides.filtering import FilteringGuide, Inference
 from pyro_seq.guides.local import STARTS, LocalProblem
+from pyro_seq.guides.prototype import prototype
 from pyro_seq.models.step_model import StepModel
 from pyro_seq.plugins import register
 
@@ -30,7 +31,8 @@ class VariationalEM(FilteringGuide):
 
     Algorithm 1 of the paper: q begins at the prior and is optimised anew at every step of every
     sequence; the guide has no parameters. The model learns from draws that are constants for
-    later steps.
+    later steps. Where a step has several latents, q of a later one is moved from the prior that it
+    has given the draws of the earlier ones.
 
     Args:
         model: Any :class:`~pyro_seq.models.StepModel` with reparametrised latents.
@@ -42,7 +44,8 @@ class VariationalEM(FilteringGuide):
 
     Raises:
         TypeError: When the model is no step model.
-        ValueError: For an unknown name or a number out of range.
+        ValueError: For an unknown name, a number out of range, or a latent without a
+            reparametrised prior.
 
     Example:
         >>> from pyro_seq.models import DMM
@@ -52,7 +55,6 @@ class VariationalEM(FilteringGuide):
     """
 
     stops_gradients = True
-    reads_priors = False
 
     def __init__(
         self,
@@ -65,6 +67,7 @@ class VariationalEM(FilteringGuide):
         start: str = "prior",
     ) -> None:
         super().__init__(model)
+        self.reads_priors = len(prototype(model).sizes) > 1
         if optimizer not in ("adam", "sgd"):
             raise ValueError(f"optimizer must be 'adam' or 'sgd'; got {optimizer!r}")
         if start not in STARTS:
@@ -88,7 +91,7 @@ class VariationalEM(FilteringGuide):
                 slope = problem.slope(now)
             rate = self.rate * (1 - 0.9 * number / max(self.iterations - 1, 1))
             now = problem.bound(self._descend(now, slope.gradients, moments, rate, number + 1))
-        return Inference(problem.chooser(now))
+        return Inference(problem.chooser(now, constant=not context.stock))
 
     def _descend(
         self,

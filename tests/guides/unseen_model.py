@@ -56,9 +56,8 @@ class Traffic(StepModel):
         loc = self.move(torch.cat([state.flow, state.last, u_t], -1))
         flow = pyro.sample("flow", dist.Normal(loc, spread + 1e-3).to_event(1))
         gain = pyro.sample("gain", dist.Normal(self.gain(flow).squeeze(-1), 0.5))
-        mean = nn.functional.softplus(self.roads(flow.sin())) * gain.clamp(
-            max=5.0
-        ).exp().unsqueeze(-1)
+        gain = gain.clamp(-5.0, 5.0).exp().unsqueeze(-1)
+        mean = nn.functional.softplus(self.roads(flow.sin())) * gain
         x = pyro.sample("x", dist.Poisson(mean).to_event(1), obs=x_t)
         return self.State(flow, x.log1p())
 

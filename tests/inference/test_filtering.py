@@ -169,10 +169,12 @@ def test_value_and_gradient_are_those_of_pyro(model: str, guide: str, missing: s
 def test_value_of_guides_with_their_own_gradient(model: str, guide: str, missing: str) -> None:
     pair, batch = make(model, guide), sequences(missing)
     for stock, analytic in BOUNDS:
-        found = outcome(FilteringELBO(analytic=analytic), *pair, batch)
-        expected = outcome(stock(), *pair, batch)
-        torch.testing.assert_close(found[0], expected[0])
-        assert all(torch.isfinite(g).all() for g in expected[1])
+        values = []
+        for elbo in (FilteringELBO(analytic=analytic), stock()):
+            assert all(torch.isfinite(g).all() for g in outcome(elbo, *pair, batch)[1])
+            pyro.set_rng_seed(5)
+            values.append(elbo.loss(*pair, *batch))  # training may draw more numbers
+        assert values[0] == pytest.approx(values[1], rel=1e-9)
 
 
 @pytest.mark.parametrize(("model", "missing"), [("rich", ""), ("parts", "gaps"), ("srnn", "")])
