@@ -54,6 +54,9 @@ def tables(folder: Path = RESULTS) -> dict[str, str]:
     if "bench" in runs:
         made["bench.md"] = bench(runs["bench"])
         made["bench_step.md"] = bench_step(runs["bench"])
+    if "benchmark_avf" in runs:
+        made["bench_avf.md"] = bench_filters(runs["benchmark_avf"])
+        made["bench_online.md"] = bench_online(runs["benchmark_avf"])
     return made
 
 
@@ -262,6 +265,51 @@ def bench_step(report: dict[str, Any]) -> str:
         for part in parts
     ]
     return table(columns, rows)
+
+
+def bench_filters(report: dict[str, Any]) -> str:
+    """Training steps of an SRNN against code by hand and against Pyro's DMM."""
+    names = {
+        "srnn_filter": "SRNN, filter of frame and h",
+        "srnn_filter_latent": "SRNN, filter of frame, h and last z",
+        "avf": "SRNN, AVF, K = 1",
+        "avf_k5": "SRNN, AVF, K = 5",
+        "srnn_dmm": "SRNN, filter of frame and h",
+    }
+    rows = []
+    for key, name in names.items():
+        row = report["results"][key]
+        peer = next(k for k, v in row.items() if isinstance(v, dict) and k != "pyro_seq")
+        ours, other = row["pyro_seq"], row[peer]
+        rows.append([
+            name, peer, f"{row['ratio_wall']:.2f}", f"{row['ratio_fastest']:.2f}",
+            f"{row['ratio_cpu']:.2f}", f"{row['target']}" if "target" in row else "",
+            f"{ours['wall_ms']:.1f} / {other['wall_ms']:.1f}",
+            f"{ours['operations']} / {other['operations']}",
+            f"{ours['peak_mib']:.1f} / {other['peak_mib']:.1f}",
+        ])  # fmt: skip
+    columns = ["one training step", "against", "ratio", "of the fastest", "of CPU time", "target"]
+    machine = report["machine"]
+    note = (
+        f"`{machine['command']}`, {machine['cpu']}, one thread of {machine['cores']} cores, load "
+        f"average {machine['load_average']}, torch {machine['torch']}; medians."
+    )
+    return table([*columns, "ms", "operations", "peak MiB"], rows) + f"\n{note}\n"
+
+
+def bench_online(report: dict[str, Any]) -> str:
+    """Time and memory of online updates, early and late."""
+    row = report["results"]["online"]
+    rows = [
+        [
+            name, f"{found['first_ms']:.2f} / {found['last_ms']:.2f}",
+            f"{found['first_rss_mib']:.1f} / {found['last_rss_mib']:.1f}",
+            f"{found['first_tensors']} / {found['last_tensors']}",
+        ]
+        for name, found in row.items() if isinstance(found, dict)
+    ]  # fmt: skip
+    title = f"{row['steps']} updates, first / last {row['window']}"
+    return table([title, "CPU ms per update", "MiB of the process", "tensors alive"], rows)
 
 
 def mean(runs: Iterable[dict[str, Any]], key: str) -> float:

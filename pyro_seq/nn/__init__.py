@@ -11,6 +11,7 @@ from pyro_seq.nn.mlp import mlp
 from pyro_seq.nn.pixels import PixelHead
 from pyro_seq.nn.pyramid import PyramidDecoder, PyramidEncoder
 from pyro_seq.nn.recurrent import OverTime, lstm_step
+from pyro_seq.nn.repeated import RepeatedLinear, repeated
 from pyro_seq.nn.weights import LSTMWeights, MLPWeights, StaticWeights, WeightNetwork
 
 __all__ = [
@@ -30,10 +31,12 @@ __all__ = [
     "PixelHead",
     "PyramidDecoder",
     "PyramidEncoder",
+    "RepeatedLinear",
     "StaticWeights",
     "WeightNetwork",
     "WindowHead",
     "emission_head",
     "lstm_step",
     "mlp",
+    "repeated",
 ]
