@@ -92,6 +92,7 @@ def test_the_checker_sees_every_form(source: str, package: str, expected: set[st
 def test_rules() -> None:
     assert "models" not in allowed("ops") and "ops" in allowed("models")
     assert "engines" not in allowed("memory") and "evaluation" not in allowed("training")
+    assert "engines" in allowed("guides") and "models" not in allowed("engines")
     assert allowed("data") == {"data", "plugins"} and allowed("plugins") == set()
 
 
