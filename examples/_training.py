@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import pyro
 import torch
+from _interface import save_figure, write_json
+from torch import Tensor
+from torch.optim import Optimizer
 
-from pyro_seq.data import Batch
+from pyro_seq.data import Batch, SequenceDataset
 from pyro_seq.distributions import window_log_density
 from pyro_seq.evaluation import FreeEnergy, compare, free_energy
 from pyro_seq.inference import FilteringELBO
@@ -23,9 +28,24 @@ from pyro_seq.training import (
     warmup_cosine,
 )
 
-__all__ = ["Pair", "Schedule", "Units", "iterations", "make_filter", "prepare", "report", "train"]
+__all__ = [
+    "Pair",
+    "Schedule",
+    "Units",
+    "draw",
+    "exact",
+    "finish",
+    "first",
+    "iterations",
+    "learn",
+    "make_filter",
+    "over_iterations",
+    "prepare",
+    "report",
+    "train",
+]
 
-ITERATIONS = (1, 2, 3, 4, 6, 8)
+ITERATIONS = (1, 2, 3, 4, 5, 6, 8)
 
 
 class Pair(NamedTuple):
@@ -69,6 +89,32 @@ def prepare(args: argparse.Namespace) -> None:
     torch.distributions.Distribution.set_default_validate_args(False)
 
 
+def finish(
+    metrics: Mapping[str, float],
+    seconds: Mapping[str, float],
+    began: float,
+    args: argparse.Namespace,
+    preset: Any,  # noqa: ANN401 - a named tuple
+) -> None:
+    """Write `metrics.json`, with the seconds of each training and of all."""
+    total = max(time.perf_counter() - began, sum(seconds.values()))
+    spent = {f"{name}_training_seconds": value for name, value in seconds.items()}
+    config = {**vars(args), **preset._asdict()}
+    write_json(args.out / "metrics.json", {**metrics, **spent, "seconds": total}, config)
+    print(f"\nResults and figures are in {args.out}, after {total:.0f} s")
+
+
+def first(
+    dataset: SequenceDataset, count: int | None, steps: int | None = None
+) -> SequenceDataset:
+    """The first sequences of a data set, and the first steps of each; None for all."""
+    if count is None and steps is None:
+        return dataset
+    part = dataset[list(range(min(count or len(dataset), len(dataset))))]
+    part = Batch._make(None if one is None else one[:, :steps] for one in part)
+    return SequenceDataset(part.x, lengths=part.lengths)
+
+
 def make_filter(name: str, model: Any, options: Mapping[str, Any]) -> Any:  # noqa: ANN401
     """A guide by the name that examples give it: `avf_k2` is AVF with two iterations.
 
@@ -110,8 +156,22 @@ def train(
         Seconds.
     """
     loss = SequenceLoss(*pair, FilteringELBO())
-    total = schedule.epochs * len(loader)
     optimizer = torch.optim.Adam(_groups(pair, schedule))
+    return learn(name, loss, optimizer, loader, validation, schedule, args, config)
+
+
+def learn(
+    name: str,
+    loss: SequenceLoss,
+    optimizer: Optimizer,
+    loader: Any,  # noqa: ANN401 - batches with a length
+    validation: Iterable[Batch],
+    schedule: Schedule,
+    args: argparse.Namespace,
+    config: Mapping[str, Any],
+) -> float:
+    """:func:`train` with a loss and an optimizer of one's own."""
+    total = schedule.epochs * len(loader)
     warmup = min(50, total // 10)
     rates = warmup_cosine(optimizer, total, warmup=warmup, final=schedule.final_rate)
     annealed = schedule.kl_epochs > 0
@@ -151,6 +211,19 @@ def _groups(pair: Pair, schedule: Schedule) -> list[dict[str, Any]]:
         {"params": of_guide, "lr": rate},
     ]
     return [group for group in groups if group["params"]]
+
+
+def exact(log_likelihood: Tensor, mask: Tensor | None) -> FreeEnergy:
+    """The free energy of a model without latents: minus its log likelihood.
+
+    Args:
+        log_likelihood: Of each frame given those before, `(sequences, time)`.
+        mask: Where a frame was observed, `(sequences, time)`.
+    """
+    nats = log_likelihood.double().cpu()
+    seen = torch.ones_like(nats, dtype=torch.bool) if mask is None else mask.cpu()
+    nats = torch.where(seen, nats, torch.zeros_like(nats))
+    return FreeEnergy(nats, torch.zeros_like(nats), seen, 1)
 
 
 def report(
@@ -212,3 +285,48 @@ def iterations(pair: Pair, batch: Batch, chunk: int = 64) -> dict[int, float]:
         curve[count] = free_energy(*pair, batch, seed=0, chunk=chunk).per_step(skip=1).mean
     guide.iterations = trained
     return curve
+
+
+def over_iterations(
+    pairs: Mapping[str, Pair],
+    batch: Batch,
+    metrics: dict[str, float],
+    args: argparse.Namespace,
+    chunk: int = 64,
+) -> None:
+    """Free energies of the AVF guides over iterations: into the metrics, and as a figure.
+
+    Args:
+        pairs: By the filter's name.
+        batch: The test sequences.
+        metrics: Those of :func:`report`; `NAME_at_K_free_energy_per_step` are added.
+        args: The command line.
+        chunk: Sequences at once.
+    """
+    curves = {
+        name: iterations(pair, batch, chunk) for name, pair in pairs.items() if "avf" in name
+    }
+    levels = {
+        name: metrics[f"{name}_free_energy_per_step"] for name in pairs if name not in curves
+    }
+    for name, curve in curves.items():
+        metrics |= {f"{name}_at_{k}_free_energy_per_step": value for k, value in curve.items()}
+
+    def figure() -> None:
+        from pyro_seq.evaluation.step_plots import plot_iterations
+
+        save_figure(plot_iterations(curves, levels), args.out / "iterations.png")
+
+    if curves:
+        draw(figure)
+
+
+def draw(figure: Callable[[], None]) -> None:
+    """Make a figure, or warn that matplotlib is not there."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        figure()
+    except ImportError as error:
+        warnings.warn(f"no figures: {error}", stacklevel=2)

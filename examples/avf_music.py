@@ -23,35 +23,38 @@ from __future__ import annotations
 
 import argparse
 import time
-import warnings
 from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
 import torch
-from _interface import overridden, parser, pick_device, save_figure, write_json
+from _interface import overridden, parser, pick_device, save_figure
+from _training import (
+    Pair,
+    Schedule,
+    draw,
+    exact,
+    finish,
+    first,
+    learn,
+    over_iterations,
+    prepare,
+    report,
+)
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_seq.data import Batch, SequenceDataset, batches, fixed_crops, random_crops
 from pyro_seq.data.polyphonic import POLYPHONIC, Transpose, load_polyphonic
-from pyro_seq.evaluation import FreeEnergy, compare, free_energy
+from pyro_seq.evaluation import FreeEnergy, free_energy
 from pyro_seq.inference import FilteringELBO
 from pyro_seq.nn.activations import ClippedLeakyReLU
 from pyro_seq.nn.mlp import mlp
 from pyro_seq.plugins import get
-from pyro_seq.training import (
-    AnnealKL,
-    CSVLogger,
-    SequenceLoss,
-    fit,
-    quadratic,
-    warmup_cosine,
-)
+from pyro_seq.training import SequenceLoss
 
 FILTERS = ("baseline", "residual", "vfem", "avf_k1", "avf_k2", "avf_k5", "rnn")
 KEYS = 88
-ITERATIONS = (1, 2, 3, 4, 5, 6, 8)
 SILENCE = -3.0
 ACTIVATIONS = {"clipped": ClippedLeakyReLU, "elu": nn.ELU}
 
@@ -181,12 +184,12 @@ class Nothing(PyroModule):
         return {}
 
 
-def build(name: str, args: argparse.Namespace, preset: Preset) -> tuple[Any, Any]:
+def build(name: str, args: argparse.Namespace, preset: Preset) -> Pair:
     """The model and the filter of that name."""
     torch.manual_seed(args.seed)
     if name == "rnn":
         sizes = preset.sizes
-        return RNN(sizes["hidden"], sizes["decoder"], preset.dropout), Nothing("nothing")
+        return Pair(RNN(sizes["hidden"], sizes["decoder"], preset.dropout), Nothing("nothing"))
     activation = ACTIVATIONS[preset.activation]
     model = get("models", args.model)(
         KEYS,
@@ -198,34 +201,29 @@ def build(name: str, args: argparse.Namespace, preset: Preset) -> tuple[Any, Any
     nn.init.constant_(model.emit.logits.bias, SILENCE)
     options = {"hidden": preset.network, "activation": activation}
     if name == "baseline":
-        return model, get("guides", "filter")(model, reads=["h"], **options)
+        return Pair(model, get("guides", "filter")(model, reads=["h"], **options))
     if name == "residual":
-        return model, get("guides", "filter")(model, residual=True, **options)
+        return Pair(model, get("guides", "filter")(model, residual=True, **options))
     if name == "vfem":
-        return model, get("guides", "vfem")(model, **preset.vfem)
+        return Pair(model, get("guides", "vfem")(model, **preset.vfem))
     iterations = int(name.removeprefix("avf_k"))
     draws = {"samples": max(1, preset.avf_draws // iterations)}
     options = {"hidden": preset.network, **draws, **preset.avf}
-    return model, get("guides", "avf")(model, iterations, **options)
+    return Pair(model, get("guides", "avf")(model, iterations, **options))
 
 
 def main() -> None:
     """Train every filter, evaluate on the test songs, compare, plot."""
     args, preset = arguments()
-    args.out.mkdir(parents=True, exist_ok=True)
+    prepare(args)
     began = time.perf_counter()
     device = pick_device(args.device)
-    pyro.enable_validation(False)
-    torch.distributions.Distribution.set_default_validate_args(False)
     data = load(args, preset)
     trained, seconds = {}, {}
     for name in args.filters:
         trained[name], seconds[name] = train(name, args, preset, data, device)
     metrics = evaluate(trained, data, args)
-    metrics |= {f"{name}_training_seconds": value for name, value in seconds.items()}
-    metrics["seconds"] = max(time.perf_counter() - began, sum(seconds.values()))
-    write_json(args.out / "metrics.json", metrics, {**vars(args), **preset._asdict()})
-    print(f"\nResults and figures are in {args.out}, after {metrics['seconds']:.0f} s")
+    finish(metrics, seconds, began, args, preset)
 
 
 def arguments() -> tuple[argparse.Namespace, Preset]:
@@ -248,23 +246,15 @@ def load(args: argparse.Namespace, preset: Preset) -> Data:
         load_polyphonic(args.dataset, split, args.data_dir)
         for split in ("train", "validation", "test")
     )
-    if preset.songs is not None:
-        splits = (first_songs(split, preset.songs) for split in splits)
-    return Data(*splits)
-
-
-def first_songs(dataset: SequenceDataset, count: int) -> SequenceDataset:
-    """The first songs of a split."""
-    part = dataset[list(range(min(count, len(dataset))))]
-    return SequenceDataset(part.x, lengths=part.lengths)
+    return Data(*(first(split, preset.songs) for split in splits))
 
 
 def train(
     name: str, args: argparse.Namespace, preset: Preset, data: Data, device: torch.device
-) -> tuple[tuple[Any, Any], float]:
+) -> tuple[Pair, float]:
     """Train one filter with its model; the weights of the best validation epoch are kept."""
-    model, guide = build(name, args, preset)
-    loss = SequenceLoss(model, guide, None if name == "rnn" else FilteringELBO()).to(device)
+    pair = build(name, args, preset)
+    loss = SequenceLoss(*pair, None if name == "rnn" else FilteringELBO()).to(device)
     loader = random_crops(
         data.train,
         preset.crop,
@@ -274,116 +264,44 @@ def train(
         seed=args.seed,
     )
     crops = fixed_crops(data.validation, preset.crop, seed=0, crops_per_sequence=2)
-    total = preset.epochs * len(loader)
-    optimizer = torch.optim.Adam(loss.parameters(), preset.learning_rate)
-    warmup = min(50, total - 1)
-    schedule = warmup_cosine(optimizer, total, warmup=warmup, final=preset.final_rate)
-    annealed = preset.kl_epochs > 0 and name != "rnn"
-    callbacks = [AnnealKL(loss, quadratic(preset.kl_epochs))] if annealed else []
-    print(f"\nTraining {name}: {preset.epochs} epochs of {len(loader)} steps", flush=True)
-    folder = args.out / "checkpoint" / name
-    result = fit(
-        loss,
-        loader,
-        batches(crops, 256, shuffle=False),
-        epochs=preset.epochs,
-        optimizer=optimizer,
-        schedule=schedule,
+    schedule = Schedule(
+        preset.epochs,
+        preset.learning_rate,
+        preset.final_rate,
         clip_norm=preset.clip_norm,
-        seed=args.seed,
-        device=device,
-        checkpoint_dir=folder,
-        resume=args.resume and folder.exists(),
-        checkpoint_every=200,
-        config={"filter": name, "dataset": args.dataset, **preset._asdict()},
-        loggers=[CSVLogger(args.out / f"training_{name}.csv")],
-        callbacks=callbacks,
+        kl_epochs=0 if name == "rnn" else preset.kl_epochs,
     )
-    if result.best_weights is not None:
-        loss.load_state_dict(result.best_weights)
-    best = result.best["epoch"]
-    print(f"  {result.steps} steps in {result.seconds:.0f} s, best epoch {best:.0f}", flush=True)
-    return (model, guide), result.seconds
+    optimizer = torch.optim.Adam(loss.parameters(), preset.learning_rate)
+    config = {"dataset": args.dataset, **preset._asdict()}
+    validation = batches(crops, 256, shuffle=False)
+    seconds = learn(name, loss, optimizer, loader, validation, schedule, args, config)
+    return pair, seconds
 
 
-def energies(pair: tuple[Any, Any], batch: Batch) -> FreeEnergy:
+def energies(pair: Pair, batch: Batch) -> FreeEnergy:
     """Free energy of each frame of each song; one draw, and exact for the RNN."""
     model, guide = pair
     if not isinstance(model, RNN):
         return free_energy(model, guide, batch, seed=0, chunk=128)
     model.eval()
     with torch.no_grad():
-        nats = model.steps(batch.x, batch.mask).double().cpu()
-    return FreeEnergy(nats, torch.zeros_like(nats), batch.mask.cpu(), 1)
+        return exact(model.steps(batch.x, batch.mask), batch.mask)
 
 
-def evaluate(
-    trained: dict[str, tuple[Any, Any]], data: Data, args: argparse.Namespace
-) -> dict[str, float]:
+def evaluate(trained: dict[str, Pair], data: Data, args: argparse.Namespace) -> dict[str, float]:
     """Free energies of the test songs in both conventions, the comparison and the figures."""
     batch = data.test[list(range(len(data.test)))]
-    results = {name: energies(pair, batch) for name, pair in trained.items()}
-    metrics: dict[str, float] = {}
-    print(f"\nFree energy, nats per step, {len(data.test)} test songs of {args.dataset}")
-    print(f"{'filter':10s} {'frames 2..T, mean over songs':>32s} {'all frames, over steps':>26s}")
-    for name, energy in results.items():
-        paper, every = energy.per_step(skip=1), energy.per_step(over="steps")
-        metrics |= {
-            f"{name}_free_energy_per_step": paper.mean,
-            f"{name}_free_energy_per_step_se": paper.standard_error,
-            f"{name}_free_energy_per_step_all": every.mean,
-            f"{name}_free_energy_per_step_all_se": every.standard_error,
-            f"{name}_divergence_per_step_all": float(energy.divergence.sum() / energy.mask.sum()),
-        }
-        shown = [f"{each.mean:.3f} +- {each.standard_error:.3f}" for each in (paper, every)]
-        print(f"{name:10s} {shown[0]:>32s} {shown[1]:>26s}")
-    comparison = compare({name: energy.bound() for name, energy in results.items()})
-    comparison.to_csv(args.out / "comparison.csv")
-    print(f"\nBounds in nats, summed over {len(data.test)} test songs (ArviZ; the RNN is exact)")
-    print(comparison.to_string(float_format=lambda value: f"{value:.2f}"))
-    curves = {name: iterations(pair, batch) for name, pair in trained.items() if "avf" in name}
-    for name, curve in curves.items():
-        metrics |= {f"{name}_at_{k}_free_energy_per_step": value for k, value in curve.items()}
-    try:
-        draw_figures(trained, curves, metrics, batch, args)
-    except ImportError as error:
-        warnings.warn(f"no figures: {error}", stacklevel=2)
+    found = {name: energies(pair, batch) for name, pair in trained.items()}
+    metrics, _ = report(found, None, args)
+    over_iterations(trained, batch, metrics, args, chunk=128)
+    draw(lambda: draw_rolls(trained, batch, args))
     return metrics
 
 
-def iterations(pair: tuple[Any, Any], batch: Batch) -> dict[int, float]:
-    """Free energy per step with other numbers of inference iterations than in training."""
-    guide, curve = pair[1], {}
-    trained = guide.iterations
-    for count in ITERATIONS:
-        guide.iterations = count
-        curve[count] = energies(pair, batch).per_step(skip=1).mean
-    guide.iterations = trained
-    return curve
+def draw_rolls(trained: dict[str, Pair], batch: Batch, args: argparse.Namespace) -> None:
+    """A song with what each filter predicts of it."""
+    from pyro_seq.evaluation.step_plots import plot_piano_rolls, reconstructions
 
-
-def draw_figures(
-    trained: dict[str, tuple[Any, Any]],
-    curves: dict[str, dict[int, float]],
-    metrics: dict[str, float],
-    batch: Batch,
-    args: argparse.Namespace,
-) -> None:
-    """Free energy over iterations, and a song with what each filter predicts of it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from pyro_seq.evaluation.step_plots import (
-        plot_iterations,
-        plot_piano_rolls,
-        reconstructions,
-    )
-
-    levels = {
-        name: metrics[f"{name}_free_energy_per_step"] for name in trained if name not in curves
-    }
-    if curves:
-        save_figure(plot_iterations(curves, levels), args.out / "iterations.png")
     song = Batch(batch.x[:1, :60], None if batch.mask is None else batch.mask[:1, :60])
     rolls = {"song": song.x[0]}
     for name, (_, guide) in trained.items():
