@@ -71,6 +71,11 @@ def real(program: str, folder: str, wanted: set[str]) -> Any:  # noqa: ANN401
             "speech",
             {"baseline_free_energy_per_step", "white_noise_free_energy_per_step"},
         ),
+        real(
+            "avf_video",
+            "video64",
+            {"avf_k1_log_density_per_step", "copy_last_free_energy_per_step"},
+        ),
         pytest.param("my_own_model", {"seconds"}),
     ],
 )
