@@ -59,10 +59,16 @@ COMPARISONS = {
         HandwrittenSRNN.latent_filter_loss,
         1.25,
     ),
-    "avf": Comparison("AVF, K = 1", lambda model: AVF(model), HandwrittenSRNN.avf_loss, 1.25, 3),
+    "avf": Comparison(
+        "AVF, K = 1",
+        lambda model: AVF(model, normalise="layer"),
+        HandwrittenSRNN.avf_loss,
+        1.25,
+        3,
+    ),
     "avf_k5": Comparison(
         "AVF, K = 5",
-        lambda model: AVF(model, 5),
+        lambda model: AVF(model, 5, normalise="layer"),
         lambda hand, x: hand.avf_loss(x, 5),
         None,
         10,

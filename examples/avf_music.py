@@ -127,7 +127,12 @@ PRESETS = {
     "paper": DEFAULT._replace(
         sizes={"latent": 100, "hidden": 300, "prior": [500], "decoder": [500, 500]},
         network=[1024, 1024],
-        avf={"encodes": ["parameters", "gradients"], "stop_gradients": True, "update": "sgd"},
+        avf={
+            "encodes": ["parameters", "gradients"],
+            "stop_gradients": True,
+            "update": "sgd",
+            "normalise": "layer",
+        },
         epochs=800,
         batch=16,
         learning_rate=1e-4,

@@ -43,9 +43,9 @@ class IterativeInference(nn.Module):
         update: One of :data:`UPDATES`.
         reads: `"parameters"`, `"gradients"`, or both: what is normalised and read.
         others: Size of each further input, by name; see :meth:`share`.
-        normalise: `"layer"` (zero mean and unit deviation over a group; for groups of some ten
-            values or more), `"log"` (:math:`\mathrm{sign}(v) \log(1 + |v|)`, keeps magnitudes)
-            or `"none"`.
+        normalise: `"log"` (:math:`\mathrm{sign}(v) \log(1 + |v|)`, keeps magnitudes), `"layer"`
+            (the authors': zero mean and unit deviation over a group, so that a gradient that is
+            almost zero reads like any other) or `"none"`.
         gradient_scale: Factor on the gradient in the learnt step.
 
     Raises:
@@ -66,7 +66,7 @@ class IterativeInference(nn.Module):
         update: str = "highway",
         reads: Sequence[str] = ("parameters", "gradients"),
         others: Mapping[str, int] | None = None,
-        normalise: str = "layer",
+        normalise: str = "log",
         gradient_scale: float = 1.0,
     ) -> None:
         super().__init__()

@@ -63,7 +63,8 @@ class AVF(FilteringGuide):
             the frame, the precision-weighted errors of frame and latents
             (:math:`e = (x - \mu_x) / \sigma_x^2` and :math:`(z - \mu_p) / \sigma_p^2`, read as
             :math:`\mathrm{sign}(e) \log(1 + |e|)`), the model's state.
-        normalise: `"layer"`, `"log"` or `"none"`.
+        normalise: How parameters and gradients are read: `"log"`, `"layer"` (the authors') or
+            `"none"`, see :class:`~pyro_seq.engines.IterativeInference`.
         start: `"prior"` or `"zeros"` (unconstrained parameters).
         samples: Draws per gradient.
         stop_gradients: See above.
@@ -93,7 +94,7 @@ class AVF(FilteringGuide):
         hidden: Sequence[int] = (1024, 1024),
         update: str = "highway",
         encodes: Sequence[str] = ("parameters", "gradients"),
-        normalise: str = "layer",
+        normalise: str = "log",
         start: str = "prior",
         samples: int = 1,
         stop_gradients: bool = True,
