@@ -76,7 +76,7 @@ class StepContext:
 
     Args:
         model: The step model.
-        state: Its state before the step.
+        state: Its state before the step; that of a split model is prepared here.
         frame: The frame.
         batch_shape: Batch shape of the step.
         kl_weight: Weight of the KL terms in the objective that is being minimised.
@@ -94,7 +94,8 @@ class StepContext:
         stock: bool = False,
     ) -> None:
         self.model = model
-        self.state = state
+        split = isinstance(model, SplitStepModel)
+        self.state = model.prepared(state, frame.control) if split else state
         self.frame = frame
         self.batch_shape = batch_shape
         self.kl_weight = kl_weight

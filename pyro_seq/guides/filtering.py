@@ -250,12 +250,15 @@ class FilteringGuide(PyroModule):
         latents = None
         if frame.deferred and isinstance(model, SplitStepModel):
             with sites:
-                latents = model.latents(state.model.state, frame.control)
+                latents = model.latents(context.state.state, frame.control)
             past = (
-                _without_gradient(model, state.model, latents, sites, frame) if stop else latents
+                _without_gradient(model, context.state, latents, sites, frame) if stop else latents
             )
-            inner = model.transition(state.model.state, past, frame.embedding, frame.control)
-            after = SplitState(inner, state.model.memory)
+            inner = model.transition(context.state.state, past, frame.embedding, frame.control)
+            after: Any = SplitState(inner, state.model.memory)
+        elif isinstance(model, SplitStepModel):
+            with sites:
+                after = model.proceed(context.state, frame.x, frame.control)
         else:
             with sites:
                 after = model.step(state.model, frame.x, *step_controls(frame))

@@ -213,8 +213,9 @@ class SplitState(NamedTuple):
 class SplitStepModel(StepModel):
     r"""A step model in parts: what is recurrent apart from what is not.
 
-    .. math:: e_t = \mathrm{embed}(x_{1:t}), \quad l_t \sim \mathrm{latents}(s_{t-1}, u_t), \quad
-        x_t \sim \mathrm{emission}(l_t), \quad s_t = \mathrm{transition}(s_{t-1}, l_t, e_t, u_t)
+    .. math:: e_t = \mathrm{embed}(x_{1:t}), \quad r_t = \mathrm{prepare}(s_{t-1}, u_t), \quad
+        l_t \sim \mathrm{latents}(r_t, u_t), \quad x_t \sim \mathrm{emission}(l_t), \quad
+        s_t = \mathrm{transition}(r_t, l_t, e_t, u_t)
 
     Means the same as the step that the parts make together, and runs faster: a filtering objective
     calls :meth:`embed` and :meth:`emission` once over batch and time, and keeps the latents and
@@ -224,8 +225,8 @@ class SplitStepModel(StepModel):
         reads_frames: Whether the transition depends on the frames. Where it does not,
             :meth:`embed` is never called.
         memoryless: Whether the transition reads, of the state that it is given, nothing but its
-            form, and of the latents only what was sampled. All steps then run at once if the
-            guide allows it.
+            form, and of the latents only what was sampled, and :meth:`prepare` does nothing. All
+            steps then run at once if the guide allows it.
     """
 
     reads_frames: bool = True
@@ -235,11 +236,26 @@ class SplitStepModel(StepModel):
         """The model's state before the first frame: a named tuple of `(*batch_shape, ...)`."""
         raise NotImplementedError
 
+    def prepare(self, state: Any, u_t: Tensor | None) -> Any:  # noqa: ANN401
+        """What a step makes of the past and the control before anything is drawn.
+
+        It runs once per step, before the guide, which sees the result: the place for work that
+        prior and posterior share, such as reading a memory. By default there is none.
+
+        Args:
+            state: The model's state after the step before.
+            u_t: The control `(*batch, controls)` or None.
+
+        Returns:
+            A state of the same form, without a draw.
+        """
+        return state
+
     def latents(self, state: Any, u_t: Tensor | None) -> Any:  # noqa: ANN401
         """Samples the latents of one step, with ``pyro.sample``.
 
         Args:
-            state: The model's state.
+            state: The model's state, prepared.
             u_t: The control `(*batch, controls)` or None.
 
         Returns:
@@ -262,7 +278,7 @@ class SplitStepModel(StepModel):
         """The model's state after a step.
 
         Args:
-            state: Before it.
+            state: Before it, prepared.
             latents: As returned by :meth:`latents`.
             embedding: Of the frame, `(*batch, features)`.
             u_t: The control `(*batch, controls)` or None.
@@ -301,6 +317,14 @@ class SplitStepModel(StepModel):
 
     def step(self, state: SplitState, x_t: Tensor | None, u_t: Tensor | None = None) -> SplitState:
         """One step, all parts together."""
+        return self.proceed(self.prepared(state, u_t), x_t, u_t)
+
+    def prepared(self, state: SplitState, u_t: Tensor | None) -> SplitState:
+        """The state with the model's own part prepared."""
+        return state._replace(state=self.prepare(state.state, u_t))
+
+    def proceed(self, state: SplitState, x_t: Tensor | None, u_t: Tensor | None) -> SplitState:
+        """The rest of a step, from a state that is prepared."""
         latents = self.latents(state.state, u_t)
         emission = self.emission(latents)
         x = pyro.sample(FRAME, emission, obs=x_t)
