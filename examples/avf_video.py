@@ -33,14 +33,26 @@ from __future__ import annotations
 import argparse
 import math
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from _interface import overridden, parser, pick_device, save_figure, write_json
-from _training import Pair, Schedule, Units, iterations, make_filter, prepare, report, train
+from _interface import overridden, parser, pick_device, save_figure
+from _training import (
+    Pair,
+    Schedule,
+    Units,
+    draw,
+    exact,
+    finish,
+    first,
+    make_filter,
+    over_iterations,
+    prepare,
+    report,
+    train,
+)
 from torch import Size, Tensor, nn
 
 from pyro_seq.data import (
@@ -56,6 +68,7 @@ from pyro_seq.distributions import DiscretizedNormal
 from pyro_seq.evaluation import FreeEnergy, free_energy
 from pyro_seq.models import SVG
 from pyro_seq.nn.pyramid import PyramidDecoder, PyramidEncoder
+from pyro_seq.nn.recurrent import OverTime
 
 FILTERS = ("baseline", "residual", "avf_k1", "avf_k2")
 FRAME = (1, 64, 64)
@@ -91,8 +104,8 @@ class Preset(NamedTuple):
     learning_rate: float
     final_rate: float = 0.05
     clip_norm: float = 1000.0
-    batch: int = 8
-    crop: int = 12
+    batch: int = 4
+    crop: int = 8
     crops: int = 32
     augment: bool = True
     clips: int | None = None
@@ -111,9 +124,13 @@ DEFAULT = Preset(
     },
     network=[256, 256],
     recurrent=128,
-    avf={"encodes": ["parameters", "gradients", "observation"], "stop_gradients": False},
+    avf={
+        "encodes": ["parameters", "gradients", "observation"],
+        "normalise": "log",
+        "stop_gradients": False,
+    },
     epochs=50,
-    learning_rate=1e-3,
+    learning_rate=2e-3,
 )
 PRESETS = {
     "default": DEFAULT,
@@ -133,7 +150,7 @@ PRESETS = {
         sizes="kth",
         network=[1024, 1024],
         recurrent=256,
-        avf={"encodes": ["parameters", "gradients"], "stop_gradients": True},
+        avf={"encodes": ["parameters", "gradients"], "normalise": "layer", "stop_gradients": True},
         epochs=100,
         learning_rate=1e-4,
         final_rate=1.0,
@@ -154,20 +171,30 @@ class Data(NamedTuple):
 
 
 class FrameAndMaps(PyramidEncoder):
-    """The encoder, of blocks of 2 by 2 pixels; the first of its maps is the frame itself."""
+    """The encoder, of blocks of 2 by 2 pixels of a frame, of its change, and of how much it was.
+
+    First of its maps are the frame itself and a 1. Before the first frame all maps are 0, and so
+    is the 1.
+    """
 
     def __init__(self, frame: Sequence[int], *args: Any) -> None:  # noqa: ANN401
-        super().__init__(_blocks(frame), *args)
-        self.map_shapes = [Size(frame), *self.map_shapes]
+        super().__init__(_blocks((3 * frame[0], *frame[1:])), *args)
+        self.map_shapes = [Size(frame), Size((1, 1, 1)), *self.map_shapes]
 
     def pyramid(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Vectors, the frames, and the maps of each stage."""
-        vectors, maps = super().pyramid(nn.functional.pixel_unshuffle(x, 2))
-        return vectors, (x, *maps)
+        """Vectors, the frames, ones, and the maps of each stage."""
+        frame, change = x.chunk(2, 1)
+        amount = change.abs().div(WIDTH).log1p() / 3
+        inputs = torch.cat([frame, change, amount], 1)
+        vectors, maps = super().pyramid(nn.functional.pixel_unshuffle(inputs, 2))
+        return vectors, (frame, frame.new_ones(len(frame), 1, 1, 1), *maps)
 
 
 class Mover(nn.Module):
-    """Moves each pixel of the last frame by up to `reach` pixels, and changes its value."""
+    """Moves each pixel of the last frame by up to `reach` pixels, and changes its value.
+
+    Where there is no last frame pixels are about grey, with a deviation of 0.3.
+    """
 
     def __init__(self, features: int, frame: Sequence[int], reach: float, *args: Any) -> None:  # noqa: ANN401
         super().__init__()
@@ -183,13 +210,14 @@ class Mover(nn.Module):
 
     def forward(self, code: Tensor, skips: Sequence[Tensor]) -> Tensor:
         """Means and logarithms of deviations, `(count, 2 * channels, height, width)`."""
-        last, *maps = skips
+        last, there, *maps = skips
         made = self.maps(code, maps)
         way = nn.functional.interpolate(made[:, :2], scale_factor=2, mode="bilinear")
         path = self.grid + self.reach * way.tanh().movedim(1, -1)
         moved = nn.functional.grid_sample(last, path, padding_mode="border", align_corners=False)
         change, log_scale = nn.functional.pixel_shuffle(made[:, 2:], 2).chunk(2, 1)
-        return torch.cat([moved + change, log_scale], 1)
+        loc = torch.where(there > 0, moved, 0.5) + change
+        return torch.cat([loc, 3 * log_scale - torch.where(there > 0, 3.0, 1.2)], 1)
 
 
 class Window(nn.Module):
@@ -198,12 +226,12 @@ class Window(nn.Module):
     def forward(self, maps: Tensor) -> Any:  # noqa: ANN401
         """The distribution of the frame."""
         loc, log_scale = maps.chunk(2, -3)
-        scale = LEAST + (3 * log_scale - 3).clamp(max=0.5).exp()
+        scale = LEAST + log_scale.clamp(max=0.5).exp()
         return DiscretizedNormal(loc, scale, WIDTH).to_event(3)
 
 
 class MovingSVG(SVG):
-    """SVG whose decoder reads the last frame, and says how it moves and changes."""
+    """SVG whose decoder reads the last two frames, and says how the last moves and changes."""
 
     def __init__(
         self, *, features: int, channels: Sequence[int], convolutions: Sequence[int] | None = None,
@@ -219,6 +247,12 @@ class MovingSVG(SVG):
             **sizes,
         )
         self.skip_frames = ALL_FRAMES  # the base class refuses skips with parts of the caller
+
+    def embed(self, x: Tensor, memory: SVG.Memory) -> tuple[SVG.Embedding, SVG.Memory]:
+        """What the frames, and their changes, leave for the next step."""
+        last, there = (part.unsqueeze(1) for part in memory.maps[:2])
+        before = torch.cat([torch.where(there > 0, last, x[:, :1]), x[:, :-1]], 1)
+        return super().embed(torch.cat([x, x - before], 2), memory)
 
 
 def main() -> None:
@@ -247,10 +281,7 @@ def main() -> None:
         config = preset._asdict()
         seconds[name] = train(name, pairs[name], loader, validation, schedule, args, config)
     metrics = evaluate(pairs, data, args)
-    metrics |= {f"{name}_training_seconds": value for name, value in seconds.items()}
-    metrics["seconds"] = max(time.perf_counter() - began, sum(seconds.values()))
-    write_json(args.out / "metrics.json", metrics, {**vars(args), **preset._asdict()})
-    print(f"\nResults and figures are in {args.out}, after {metrics['seconds']:.0f} s")
+    finish(metrics, seconds, began, args, preset)
 
 
 def arguments() -> tuple[argparse.Namespace, Preset]:
@@ -279,17 +310,8 @@ def load(args: argparse.Namespace, preset: Preset) -> Data:
             part = load_video(split, args.data_dir)
         else:
             part = load_kth(args.kth, split)
-        splits.append(beginnings(part, preset.clips, preset.frames))
+        splits.append(first(part, preset.clips, preset.frames))
     return Data(*splits)
-
-
-def beginnings(dataset: SequenceDataset, count: int | None, frames: int | None) -> SequenceDataset:
-    """The first clips of a split, and the first frames of each."""
-    if count is None and frames is None:
-        return dataset
-    part = dataset[list(range(min(count or len(dataset), len(dataset))))]
-    part = Batch._make(None if one is None else one[:, :frames] for one in part)
-    return SequenceDataset(part.x, lengths=None if part.mask is None else part.mask.sum(1))
 
 
 def turned(batch: Batch, generator: torch.Generator) -> Batch:
@@ -306,7 +328,7 @@ def build(name: str, args: argparse.Namespace, preset: Preset) -> Pair:
     """The model and the filter of that name."""
     torch.manual_seed(args.seed)
     model = build_model(preset)
-    reading = {"encoder": model.encoder, "features": model.features}
+    reading = {"encoder": frame_encoder(model, preset), "features": model.features}
     options = {
         "filter": {"hidden": preset.network, **reading},
         "baseline": {"hidden": [], "reads": [], "recurrent": preset.recurrent},
@@ -316,6 +338,16 @@ def build(name: str, args: argparse.Namespace, preset: Preset) -> Pair:
     for part in pair:
         part.to(pick_device(args.device))
     return pair
+
+
+def frame_encoder(model: SVG, preset: Preset) -> nn.Module:
+    """What a filter sees of a frame: the model's features, or features of its own."""
+    if not isinstance(model, MovingSVG):
+        return model.encoder
+    assert not isinstance(preset.sizes, str)
+    channels = preset.sizes["channels"]
+    own = PyramidEncoder(_blocks(FRAME), model.features, channels, [1] * len(channels))
+    return OverTime(nn.Sequential(nn.PixelUnshuffle(2), own))
 
 
 def build_model(preset: Preset) -> SVG:
@@ -338,47 +370,31 @@ def evaluate(pairs: dict[str, Pair], data: Data, args: argparse.Namespace) -> di
     pixels = math.prod(FRAME)
     metrics, comparison = report(energies, Units(WIDTH, pixels), args)
     metrics |= {"width": WIDTH, "pixels": pixels}
-    print(f"\nBits per pixel{'2..T':>18s}{'all frames':>18s}")
+    print(f"\n{'bits per pixel':14s}{'2..T':>12s}{'all frames':>12s}")
     for name in energies:
-        for key in ("per_step", "per_step_all"):
-            nats = metrics[f"{name}_free_energy_{key}"]
-            metrics[f"{name}_bits_{key.replace('step', 'pixel')}"] = nats / pixels / math.log(2)
-        bits = [metrics[f"{name}_bits_{key}"] for key in ("per_pixel", "per_pixel_all")]
-        print(f"{name:14s}{bits[0]:18.3f}{bits[1]:18.3f}")
-    curves = {
-        name: iterations(pair, test, 8) for name, pair in pairs.items() if name.startswith("avf")
-    }
-    for name, curve in curves.items():
-        metrics |= {f"{name}_at_{k}_free_energy_per_step": value for k, value in curve.items()}
-    levels = {
-        name: metrics[f"{name}_free_energy_per_step"] for name in pairs if name not in curves
-    }
-    try:
-        draw_figures(pairs, curves, levels, comparison, test, args)
-    except ImportError as error:
-        warnings.warn(f"no figures: {error}", stacklevel=2)
+        bits = [
+            metrics[f"{name}_free_energy_{key}"] / pixels / math.log(2)
+            for key in ("per_step", "per_step_all")
+        ]
+        metrics |= {f"{name}_bits_per_pixel": bits[0], f"{name}_bits_per_pixel_all": bits[1]}
+        print(f"{name:14s}{bits[0]:12.3f}{bits[1]:12.3f}")
+    over_iterations(pairs, test, metrics, args, 8)
+    draw(lambda: draw_frames(pairs, comparison, test, args))
     return metrics
 
 
-def draw_figures(
+def draw_frames(
     pairs: dict[str, Pair],
-    curves: dict[str, dict[int, float]],
-    levels: dict[str, float],
     comparison: Any,  # noqa: ANN401
     test: Batch,
     args: argparse.Namespace,
 ) -> None:
-    """Free energy over iterations, frames with what each filter makes of them, the comparison."""
-    import matplotlib
-
-    matplotlib.use("Agg")
+    """Frames with what each filter makes of them, and the comparison."""
     from pyro_seq.evaluation import plot_compare
-    from pyro_seq.evaluation.step_plots import plot_inference, plot_iterations
+    from pyro_seq.evaluation.step_plots import plot_inference
 
-    if curves:
-        save_figure(plot_iterations(curves, levels), args.out / "iterations.png")
     for name, pair in pairs.items():
-        counts = (1, 2, 3) if name in curves else None
+        counts = (1, 2, 3) if name.startswith("avf") else None
         axes = plot_inference(pair.guide, test.x[:, :10], iterations=counts)
         save_figure(axes, args.out / f"frames_{name}.png")
     save_figure(plot_compare(comparison), args.out / "comparison.png")
@@ -395,9 +411,9 @@ def without_latents(train: Batch, test: Batch) -> dict[str, FreeEnergy]:
     scales = adaptive(change, changed, test.x.diff(dim=1)[:, :-1])
     late = scores(test.x[:, 2:], test.x[:, 1:-1], scales)
     return {
-        "white_noise": exact(white, test),
-        "copy_last": exact(torch.cat([white[:, :1], copy], 1), test),
-        "copy_adaptive": exact(torch.cat([white[:, :1], copy[:, :1], late], 1), test),
+        "white_noise": exact(white, test.mask),
+        "copy_last": exact(torch.cat([white[:, :1], copy], 1), test.mask),
+        "copy_adaptive": exact(torch.cat([white[:, :1], copy[:, :1], late], 1), test.mask),
     }
 
 
@@ -439,13 +455,6 @@ def rms(values: Tensor) -> Tensor:
 def scores(x: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     """Log probability of each frame, `(clips, time)`."""
     return DiscretizedNormal(loc.double(), scale, WIDTH).log_prob(x.double()).sum((-3, -2, -1))
-
-
-def exact(log_likelihood: Tensor, batch: Batch) -> FreeEnergy:
-    """The free energy of a model without latents: minus its log likelihood."""
-    seen = present(batch)
-    nats = torch.where(seen, log_likelihood, torch.zeros_like(log_likelihood))
-    return FreeEnergy(nats, torch.zeros_like(nats), seen, 1)
 
 
 def _blocks(frame: Sequence[int]) -> tuple[int, int, int]:
