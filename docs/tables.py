@@ -48,6 +48,14 @@ def tables(folder: Path = RESULTS) -> dict[str, str]:
             made[f"avf_music_{name}.md"] = music([*own.values()])
         if own and name == "jsb":
             made["avf_iterations.md"] = iterations([*own.values()])
+    for stem, make in (("avf_speech", speech), ("my_own_model", pendulum)):
+        own = {k: v for k, v in runs.items() if re.fullmatch(rf"{stem}_seed\d+", k)}
+        if own:
+            made[f"{stem}.md"] = make([*own.values()])
+    own = {k: v for k, v in runs.items() if re.fullmatch(r"avf_video_seed\d+", k)}
+    if own:
+        made["avf_video.md"] = video([*own.values()])
+        made["avf_video_iterations.md"] = iterations_of_video([*own.values()])
     levers_of_music = {k: v for k, v in runs.items() if k.startswith("avf_lever")}
     if levers_of_music:
         made["avf_levers.md"] = music_levers(runs["avf_music_jsb_seed0"], levers_of_music)
@@ -193,6 +201,62 @@ def music(runs: Sequence[dict[str, Any]]) -> str:
     return table(columns, rows) + note + source(runs)
 
 
+WITHOUT_LATENTS = {
+    "white_noise": "white noise (exact)",
+    "copy_last": "around the last sample of the window before (exact)",
+    "linear": "linear prediction from 16 samples (exact)",
+}
+
+
+def speech(runs: Sequence[dict[str, Any]]) -> str:
+    """Free energies of the filters on speech in both units, means over seeds."""
+    rows = []
+    for name, words in {**WITHOUT_LATENTS, **FILTERS}.items():
+        own = [run for run in runs if f"{name}_free_energy_per_step" in run]
+        if not own:
+            continue
+        keys_of = ("free_energy_per_step", "free_energy_per_step_all", "log_density_per_step")
+        values = [over_seeds([run[f"{name}_{key}"] for run in own], 1) for key in keys_of]
+        spread = f"{own[0][f'{name}_free_energy_per_step_se']:.0f}"
+        cost = [run[f"{name}_training_seconds"] for run in own if name in FILTERS]
+        seconds = f"{statistics.fmean(cost):.0f}" if cost else ""
+        rows.append([words, len(own), values[0], spread, *values[1:], seconds])
+    columns = [
+        "filter", "seeds", "2..T over T - 1, mean over utterances", "s.e. over utterances",
+        "all windows, mean over steps", "log density, 2..T", "seconds",
+    ]  # fmt: skip
+    note = "\nNats per step of 200 samples; the first two of window probability, lower is better; "
+    return table(columns, rows) + f"{note}log density: higher is better.\n" + source(runs)
+
+
+def pendulum(runs: Sequence[dict[str, Any]]) -> str:
+    """What three guides learn of the pendulum, means over seeds."""
+    unknowns = ("friction", "shake", "gusts", "blur")
+    true = dict(zip(unknowns, ("0.500", "0.100", "0.300", "0.100"), strict=True))
+    words = {
+        "independent": "normal without time (exact)", "truth": "the true model, q its prior",
+        "filter": "`filter`, residual", "avf": "`avf`, K = 2", "vfem": "`vfem`, 20 gradient steps",
+    }  # fmt: skip
+    rows = []
+    for name, title in words.items():
+        row = [title]
+        row += [true[u] if name == "truth" else each(runs, f"{name}_{u}", 3) for u in unknowns]
+        row += [each(runs, f"{name}_free_energy_per_step_all", 3)]
+        row += [each(runs, f"{name}_fivo_per_frame", 3)]
+        row += [each(runs, f"{name}_covered_{c}", 2) for c in ("angle", "speed")]
+        rows.append([*row, each(runs, f"{name}_training_seconds", 0)])
+    columns = [
+        "guide", *unknowns, "free energy", "FIVO", "angles covered", "speeds covered", "seconds",
+    ]  # fmt: skip
+    return table(columns, rows) + source(runs)
+
+
+def each(runs: Sequence[dict[str, Any]], key: str, digits: int) -> str:
+    """Mean over runs, and nothing where no run has it."""
+    own = [run[key] for run in runs if key in run]
+    return f"{statistics.fmean(own):.{digits}f}" if own else ""
+
+
 def iterations(runs: Sequence[dict[str, Any]]) -> str:
     """Free energies of trained AVF guides run with other numbers of iterations."""
     counts = (1, 2, 3, 4, 5, 6, 8)
@@ -220,11 +284,62 @@ def music_levers(default: dict[str, Any], runs: dict[str, dict[str, Any]]) -> st
     return table(["JSB, seed 0", FILTERS["residual"], FILTERS["avf_k1"]], rows)
 
 
-def over_seeds(values: Sequence[float]) -> str:
+VIDEO_FILTERS = {
+    "white_noise": "white noise (exact)",
+    "copy_last": "normal around the last frame (exact)",
+    "copy_adaptive": "the same, deviations from the last change (exact)",
+    "baseline": "baseline: LSTM over frames",
+    "residual": "frame and all of the state, residual",
+    "avf_k1": "AVF, K = 1",
+    "avf_k2": "AVF, K = 2",
+}
+
+
+def video(runs: Sequence[dict[str, Any]]) -> str:
+    """Free energies of the filters on video in both units, means over seeds."""
+    rows = []
+    for name, words in VIDEO_FILTERS.items():
+        own = [run for run in runs if f"{name}_free_energy_per_step" in run]
+        if not own:
+            continue
+        keys_of = ("free_energy_per_step", "free_energy_per_step_all", "log_density_per_step")
+        values = [over_seeds([run[f"{name}_{key}"] for run in own], 0) for key in keys_of]
+        spread = f"{own[0][f'{name}_free_energy_per_step_se']:.0f}"
+        bits = f"{mean(own, f'{name}_bits_per_pixel'):.2f}"
+        trained = f"{name}_training_seconds" in own[0]
+        divergence = f"{mean(own, f'{name}_divergence_per_step_all'):.0f}" if trained else ""
+        seconds = f"{mean(own, f'{name}_training_seconds'):.0f}" if trained else ""
+        rows.append([
+            words, len(own), values[0], spread, bits, values[1], values[2], divergence, seconds,
+        ])  # fmt: skip
+    columns = [
+        "filter", "seeds", "2..T over T - 1, mean over clips", "s.e. over clips",
+        "bits per pixel", "all frames, mean over steps", "log density, 2..T", "KL", "seconds",
+    ]  # fmt: skip
+    note = (
+        "\nNats per step of 4096 pixels; window probability, lower is better, save for the log "
+        "density, where higher is better.\n"
+    )
+    return table(columns, rows) + note + source(runs)
+
+
+def iterations_of_video(runs: Sequence[dict[str, Any]]) -> str:
+    """Free energies on video of AVF guides run with other numbers of iterations."""
+    counts = (1, 2, 3, 4, 6, 8)
+    rows = []
+    for name in ("avf_k1", "avf_k2"):
+        own = [run for run in runs if f"{name}_at_1_free_energy_per_step" in run]
+        if own:
+            values = (mean(own, f"{name}_at_{count}_free_energy_per_step") for count in counts)
+            rows.append([VIDEO_FILTERS[name], *(f"{value:.0f}" for value in values)])
+    return table(["trained with", *(f"run with {count}" for count in counts)], rows)
+
+
+def over_seeds(values: Sequence[float], digits: int = 3) -> str:
     """Mean, and the standard error over seeds where there are several."""
-    text = f"{statistics.fmean(values):.3f}"
+    text = f"{statistics.fmean(values):.{digits}f}"
     if len(values) > 1:
-        text += f" ± {statistics.stdev(values) / len(values) ** 0.5:.3f}"
+        text += f" ± {statistics.stdev(values) / len(values) ** 0.5:.{digits}f}"
     return text
 
 

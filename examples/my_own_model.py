@@ -74,11 +74,6 @@ class Pendulum(StepModel):
         pyro.sample("x", dist.Normal(seen, self.log_blur.exp()).to_event(1), obs=x_t)
         return self.State(z)
 
-    def learnt(self) -> dict[str, float]:
-        """The unknowns by name."""
-        values = torch.cat([self.log_friction, self.log_noise, self.log_blur]).exp()
-        return dict(zip(TRUE, values.tolist(), strict=True))
-
 
 class Preset(NamedTuple):
     """One setting of the experiment: data, guides by name with their options, training."""
@@ -208,7 +203,7 @@ def evaluate(
         particles = count if name in pairs else 10 * count
         bound = fivo(*pair, data.test, particles=particles, seed=0, chunk=20_000)
         metrics |= {f"{name}_{key}": value for key, value in bound.summary().items()}
-        learnt, shares = pair.model.learnt(), {}
+        learnt, shares = unknowns(pair.model), {}
         if name in pairs:
             shares = covered(pair, data)
             metrics |= {f"{name}_{key}": value for key, value in {**learnt, **shares}.items()}
@@ -216,6 +211,12 @@ def evaluate(
         print(f"{name:12s}" + "".join(f"{value:15.3f}" for value in values))
     draw(lambda: draw_states(pairs, data, args))
     return metrics
+
+
+def unknowns(model: Pendulum) -> dict[str, float]:
+    """What there is to be learnt, by name."""
+    values = torch.cat([model.log_friction, model.log_noise, model.log_blur]).exp()
+    return dict(zip(TRUE, values.tolist(), strict=True))
 
 
 def independent(data: Data) -> FreeEnergy:
