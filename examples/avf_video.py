@@ -20,8 +20,10 @@ how much its surroundings changed one frame before.
 Written to OUT: nats per step of the test clips in both units, as window probability
 (`<filter>_free_energy_per_step`) and as log density (`<filter>_log_density_per_step`), for frames
 2 to T over T - 1, mean over clips, and as `..._all`, all frames, mean over steps, with bits per
-pixel beside them (`metrics.json`); the ArviZ comparison (`comparison.csv`); free energy over
-iterations (`iterations.png`), and predictions and reconstructions (`frames_<filter>.png`).
+pixel beside them, and the free energy of each model when q is its prior
+(`<filter>_prior_free_energy_per_step`), all in `metrics.json`; the ArviZ comparison
+(`comparison.csv`); free energy over iterations (`iterations.png`), and predictions and
+reconstructions (`frames_<filter>.png`).
 
 Presets: `smoke` ends in seconds; `default` is for a laptop's CPU; `paper` has the sizes and the
 schedule of Marino et al. (2018), needs a GPU and their data, `--kth FOLDER`, though it runs
@@ -69,6 +71,7 @@ from pyro_seq.evaluation import FreeEnergy, free_energy
 from pyro_seq.models import SVG
 from pyro_seq.nn.pyramid import PyramidDecoder, PyramidEncoder
 from pyro_seq.nn.recurrent import OverTime
+from pyro_seq.plugins import get
 
 FILTERS = ("baseline", "residual", "avf_k1", "avf_k2")
 FRAME = (1, 64, 64)
@@ -129,7 +132,7 @@ DEFAULT = Preset(
         "normalise": "log",
         "stop_gradients": False,
     },
-    epochs=50,
+    epochs=15,
     learning_rate=2e-3,
 )
 PRESETS = {
@@ -378,6 +381,9 @@ def evaluate(pairs: dict[str, Pair], data: Data, args: argparse.Namespace) -> di
         ]
         metrics |= {f"{name}_bits_per_pixel": bits[0], f"{name}_bits_per_pixel_all": bits[1]}
         print(f"{name:14s}{bits[0]:12.3f}{bits[1]:12.3f}")
+    for name, (model, _) in pairs.items():
+        prior = free_energy(model, get("guides", "bootstrap")(model), test, seed=0, chunk=8)
+        metrics[f"{name}_prior_free_energy_per_step"] = prior.per_step(skip=1).mean
     over_iterations(pairs, test, metrics, args, 8)
     draw(lambda: draw_frames(pairs, comparison, test, args))
     return metrics
