@@ -132,6 +132,7 @@ PRESETS = {
             "stop_gradients": True,
             "update": "sgd",
             "normalise": "layer",
+            "units": "own",
         },
         epochs=800,
         batch=16,

@@ -97,13 +97,15 @@ class IterativeInference(nn.Module):
         parameters: Mapping[str, Tensor],
         gradients: Mapping[str, Tensor],
         shares: Sequence[Tensor] = (),
+        now: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """The parameters after one update.
 
         Args:
-            parameters: Each group `(*batch, size)`.
-            gradients: Their gradients of the free energy of each element of the batch.
+            parameters: Each group `(*batch, size)`, as they are read.
+            gradients: Gradients of the free energy of each element of the batch in `now`.
             shares: What :meth:`share` made of the further inputs.
+            now: The parameters as they are updated, if that is in other coordinates.
         """
         terms = {"parameters": parameters, "gradients": gradients}
         inputs = [
@@ -120,12 +122,12 @@ class IterativeInference(nn.Module):
             new, gate = layer(h).chunk(2, -1)
             h = torch.lerp(functional.elu(new), h, gate.sigmoid())
         output, gate = self.head(h).chunk(2, -1)
-        now = torch.cat([parameters[name] for name in self.sizes], -1)
+        old = torch.cat([(now or parameters)[name] for name in self.sizes], -1)
         if self.update == "highway":
-            after = torch.lerp(output, now, gate.sigmoid())
+            after = torch.lerp(output, old, gate.sigmoid())
         else:
             slope = torch.cat([gradients[name] for name in self.sizes], -1)
-            after = now - self.gradient_scale * gate.sigmoid() * slope + output
+            after = old - self.gradient_scale * gate.sigmoid() * slope + output
         return dict(zip(self.sizes, after.split([*self.sizes.values()], -1), strict=True))
 
     def share(self, name: str, value: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from pyro_seq.engines.iterative import IterativeInference
 from pyro_seq.guides.context import LocalEnergy, StepContext
 from pyro_seq.guides.filtering import FilteringGuide, Inference
-from pyro_seq.guides.local import STARTS, LocalProblem
+from pyro_seq.guides.local import STARTS, UNITS, LocalProblem, check_choice
 from pyro_seq.guides.prototype import flat, prototype
 from pyro_seq.guides.sites import check_names
 from pyro_seq.models.step_handlers import predicted
@@ -66,6 +66,8 @@ class AVF(FilteringGuide):
         normalise: How parameters and gradients are read: `"log"`, `"layer"` (the authors') or
             `"none"`, see :class:`~pyro_seq.engines.IterativeInference`.
         start: `"prior"` or `"zeros"` (unconstrained parameters).
+        units: What is updated: `"start"`, moves from the start, locations in units of its scale;
+            or `"own"`, the parameters themselves, as in the paper.
         samples: Draws per gradient.
         stop_gradients: See above.
         encoder: Module from frames `(batch, time, *frame)` to `(batch, time, features)` before
@@ -96,6 +98,7 @@ class AVF(FilteringGuide):
         encodes: Sequence[str] = ("parameters", "gradients"),
         normalise: str = "log",
         start: str = "prior",
+        units: str = "start",
         samples: int = 1,
         stop_gradients: bool = True,
         encoder: nn.Module | None = None,
@@ -106,15 +109,16 @@ class AVF(FilteringGuide):
         for name, value in (("iterations", iterations), ("samples", samples)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
-        if start not in STARTS:
-            raise ValueError(f"start must be one of {', '.join(STARTS)}; got {start!r}")
+        check_choice("start", start, STARTS)
+        check_choice("units", units, UNITS)
         unknown = [name for name in encodes if name not in ENCODES]
         if unknown or not encodes:
             raise ValueError(f"encodes must be some of {', '.join(ENCODES)}; got {encodes}")
         if encoder is not None and features is None:
             raise ValueError("features must be the size of the encoder's output; got None")
         known = prototype(model)
-        self.iterations, self.samples, self.start = iterations, samples, start
+        self.iterations, self.samples = iterations, samples
+        self.start, self.units = start, units
         self.reads_priors = self._several = len(known.sizes) > 1
         self.stops_gradients = stop_gradients
         self.encodes = tuple(encodes)
@@ -171,7 +175,7 @@ class AVF(FilteringGuide):
     def _iterate(self, context: StepContext, online: bool) -> Inference:
         learns = torch.is_grad_enabled()
         stops = self.stops_gradients
-        problem = LocalProblem(context, self.start, self.samples, attached=not stops)
+        problem = LocalProblem(context, self.start, self.samples, not stops, self.units)
         slope = problem.begin()
         check_names(self.network.sizes, problem.beginning)
         now = problem.beginning
@@ -187,7 +191,8 @@ class AVF(FilteringGuide):
             if "errors" in self.encodes:
                 share = self.network.share("errors", errors(context, slope.energy))
                 shares = [*alike, share]
-            now = problem.bound(self.network(before, slope.gradients, shares))
+            gradients = problem.moves(slope.gradients, gradients=True)
+            now = problem.moved(self.network(before, gradients, shares, problem.moves(before)))
             if number + 1 < self.iterations or last:
                 slope = problem.slope(now)
                 gains += [(slope.gradients[n] * v).sum(-1) for n, v in now.items()]

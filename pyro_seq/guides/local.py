@@ -21,10 +21,11 @@ from pyro_seq.distributions.parameters import (
 from pyro_seq.guides.context import LocalEnergy, StepContext
 from pyro_seq.guides.sites import LatentSite, site_parameters
 
-__all__ = ["STARTS", "LocalProblem", "Slope"]
+__all__ = ["STARTS", "UNITS", "LocalProblem", "Slope", "check_choice"]
 
 LIMIT = 7.5
 STARTS = ("prior", "zeros")
+UNITS = ("start", "own")
 
 Parameters = dict[str, Tensor]
 
@@ -53,23 +54,39 @@ class LocalProblem:
     the prior's given the draws :math:`z_{<i}`, moved as far as the start was moved; where nothing
     was moved, q is the prior whatever was drawn before.
 
+    An optimiser may see the parameters as moves from the start, locations in units of the start's
+    scale,
+
+    .. math:: \delta = (\mu - \mu^{(0)}) / \sigma^{(0)}, \quad
+        \rho = \log \sigma - \log \sigma^{(0)}, \qquad
+        KL(q \| p) = \tfrac12 (\delta^2 + e^{2 \rho} - 1) - \rho \text{ for a normal prior,}
+
+    so that a narrow prior asks no more of it than a wide one: :meth:`moves`, :meth:`moved`.
+
     Args:
         context: The step.
         start: `"prior"` (its parameters) or `"zeros"`.
         samples: Draws over which a gradient is averaged.
         attached: Whether the start keeps its gradient through the model's state.
+        units: `"start"`, or `"own"` where moves are the parameters themselves.
 
     Attributes:
         beginning: The start, known after :meth:`begin`.
     """
 
     def __init__(
-        self, context: StepContext, start: str = "prior", samples: int = 1, attached: bool = False
+        self,
+        context: StepContext,
+        start: str = "prior",
+        samples: int = 1,
+        attached: bool = False,
+        units: str = "start",
     ) -> None:
         self.context = context
         self.start = start
         self.samples = samples
         self.attached = attached
+        self.units = units
         self.beginning: Parameters = {}
         self._bounds: dict[str, tuple[Tensor, Tensor]] = {}
         self._at_prior = start == "prior"
@@ -111,6 +128,35 @@ class LocalProblem:
             for name, value in parameters.items()
         }
 
+    def moves(self, parameters: Parameters, gradients: bool = False) -> Parameters:
+        """Parameters as moves from the start; or the gradients in the moves of those in them."""
+        if self.units == "own":
+            return parameters
+        if gradients:
+            return {name: value * self._unit(name) for name, value in parameters.items()}
+        return {
+            name: (value - self._start(name)) / self._unit(name)
+            for name, value in parameters.items()
+        }
+
+    def moved(self, moves: Parameters) -> Parameters:
+        """The parameters, within bounds, that the moves lead to."""
+        if self.units == "own":
+            return self.bound(moves)
+        return self.bound(
+            {name: self._start(name) + self._unit(name) * value for name, value in moves.items()}
+        )
+
+    def _start(self, name: str) -> Tensor:
+        value = self.beginning[name]
+        return value if self.attached else value.detach()
+
+    def _unit(self, name: str) -> Tensor | float:
+        """The start's scale for the location of a family that has both, else 1."""
+        site, _, parameter = name.rpartition(".")
+        scale = f"{site}.scale"
+        return self._start(scale).exp() if parameter == "loc" and scale in self.beginning else 1.0
+
     def _meet(self, site: LatentSite) -> Parameters:
         """Where the parameters of a site begin."""
         beginning = {}
@@ -132,8 +178,7 @@ class LocalProblem:
         if site.earlier and self.start == "prior":
             base = free_parameters(site.prior)
             for name, value in own.items():
-                start = self.beginning[f"{site.name}.{name}"]
-                moved = value - (start if self.attached else start.detach())
+                moved = value - self._start(f"{site.name}.{name}")
                 own[name] = moved + (base[name].detach() if constant else base[name])
         return with_parameters(site.prior, own)
 
@@ -164,6 +209,12 @@ class LocalProblem:
             slopes = tuple(torch.zeros_like(leaf) for leaf in leaves.values())
         gradients = [slope / self.samples if self.samples > 1 else slope for slope in slopes]
         return Slope(energies[-1], dict(zip(leaves, gradients, strict=True)))
+
+
+def check_choice(argument: str, name: str, known: tuple[str, ...]) -> None:
+    """Raises a ValueError unless the name is one of those known."""
+    if name not in known:
+        raise ValueError(f"{argument} must be one of {', '.join(known)}; got {name!r}")
 
 
 def _leaf(value: Tensor) -> Tensor:

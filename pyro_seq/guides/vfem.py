@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_seq.guides.context import StepContext
 from pyro_seq.guides.filtering import FilteringGuide, Inference
-from pyro_seq.guides.local import STARTS, LocalProblem
+from pyro_seq.guides.local import STARTS, UNITS, LocalProblem, check_choice
 from pyro_seq.guides.prototype import prototype
 from pyro_seq.models.step_model import StepModel
 from pyro_seq.plugins import register
@@ -41,6 +41,8 @@ class VariationalEM(FilteringGuide):
         optimizer: `"adam"` or `"sgd"`, for each parameter by itself.
         samples: Draws per gradient.
         start: `"prior"` or `"zeros"` (unconstrained parameters).
+        units: What is descended on: `"start"`, moves from the start, locations in units of its
+            scale; or `"own"`, the parameters themselves, as in the paper.
 
     Raises:
         TypeError: When the model is no step model.
@@ -65,24 +67,25 @@ class VariationalEM(FilteringGuide):
         optimizer: str = "adam",
         samples: int = 1,
         start: str = "prior",
+        units: str = "start",
     ) -> None:
         super().__init__(model)
         self.reads_priors = len(prototype(model).sizes) > 1
         if optimizer not in ("adam", "sgd"):
             raise ValueError(f"optimizer must be 'adam' or 'sgd'; got {optimizer!r}")
-        if start not in STARTS:
-            raise ValueError(f"start must be one of {', '.join(STARTS)}; got {start!r}")
+        check_choice("start", start, STARTS)
+        check_choice("units", units, UNITS)
         for name, value in (("iterations", iterations), ("samples", samples)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
         if not rate > 0:
             raise ValueError(f"rate must be positive; got {rate}")
         self.iterations, self.rate, self.optimizer = iterations, rate, optimizer
-        self.samples, self.start = samples, start
+        self.samples, self.start, self.units = samples, start, units
 
     def infer(self, context: StepContext, state: Any) -> Inference:  # noqa: ANN401
         """Gradient descent from the prior."""
-        problem = LocalProblem(context, self.start, self.samples)
+        problem = LocalProblem(context, self.start, self.samples, units=self.units)
         slope = problem.begin()
         now = {name: value.detach() for name, value in problem.beginning.items()}
         moments = {name: (torch.zeros_like(v), torch.zeros_like(v)) for name, v in now.items()}
@@ -90,7 +93,9 @@ class VariationalEM(FilteringGuide):
             if number:
                 slope = problem.slope(now)
             rate = self.rate * (1 - 0.9 * number / max(self.iterations - 1, 1))
-            now = problem.bound(self._descend(now, slope.gradients, moments, rate, number + 1))
+            slopes = problem.moves(slope.gradients, gradients=True)
+            moves = self._descend(problem.moves(now), slopes, moments, rate, number + 1)
+            now = problem.moved(moves)
         return Inference(problem.chooser(now, constant=not context.stock))
 
     def _descend(

@@ -43,7 +43,7 @@ def record(guide: AVF) -> dict[str, Tensor]:
 def test_the_network_reads_what_it_is_told_to(kind: type) -> None:
     """At the first step and iteration, against the model's own formulas."""
     model: Linear = kind(controls=1)
-    guide = AVF(model, 1, hidden=[4], encodes=ALL, normalise="none").double()
+    guide = AVF(model, 1, hidden=[4], encodes=ALL, normalise="none", units="own").double()
     x, _, u = linear_batch(model, 5, 1)
     read = record(guide)
     torch.manual_seed(0)
@@ -176,7 +176,7 @@ def test_a_later_latent_is_moved_from_its_prior(iterations: int) -> None:
     """Value and the network's gradient, the noise drawn in the order of the library."""
     torch.manual_seed(0)
     model = Nested().double()
-    guide = AVF(model, iterations, hidden=[5], normalise="log").double()
+    guide = AVF(model, iterations, hidden=[5], units="own").double()
     x = torch.randn(4, 1, 2).double()
     torch.manual_seed(1)
     loss = FilteringELBO().differentiable_loss(model, guide, x)

@@ -60,7 +60,9 @@ def test_the_descent_is_that_of_torch(
 ) -> None:
     model = kind()
     x = linear_batch(model, 5, 2).x
-    guide = VariationalEM(model, steps, rate=0.07, optimizer=optimizer, samples=samples)
+    guide = VariationalEM(
+        model, steps, rate=0.07, optimizer=optimizer, samples=samples, units="own"
+    )
     torch.manual_seed(0)
     q = first_posterior(guide, x)
     torch.manual_seed(0)

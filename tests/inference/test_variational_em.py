@@ -96,7 +96,7 @@ MODELS = {"free": Free, "split": Split}
 def make(kind: str, iterations: int = 2, **options: object) -> tuple[StepModel, AVF]:
     torch.manual_seed(0)
     model = MODELS[kind]().double()
-    guide = AVF(model, iterations, hidden=[5], normalise="log", **options).double()
+    guide = AVF(model, iterations, hidden=[5], units="own", **options).double()
     return model, guide
 
 
