@@ -29,14 +29,26 @@ from __future__ import annotations
 
 import argparse
 import time
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from _interface import overridden, parser, pick_device, save_figure, write_json
-from _training import Pair, Schedule, Units, iterations, make_filter, prepare, report, train
-from torch import Tensor
+from _interface import overridden, parser, pick_device, save_figure
+from _training import (
+    Pair,
+    Schedule,
+    Units,
+    draw,
+    exact,
+    finish,
+    first,
+    make_filter,
+    over_iterations,
+    prepare,
+    report,
+    train,
+)
+from torch import Tensor, nn
 
 from pyro_seq.data import (
     Batch,
@@ -66,6 +78,7 @@ class Preset(NamedTuple):
             through time.
         crops: For each corpus the windows of a training crop, and crops of each utterance in an
             epoch.
+        levels: Whether networks read windows at one level, and the level beside them.
         shift: Whether training windows begin at any sample, and with either sign.
         utterances: Of each split, None for all.
         windows: First windows of each utterance, None for all.
@@ -80,11 +93,12 @@ class Preset(NamedTuple):
     clip_norm: float = 1000.0
     kl_epochs: int = 0
     crops: dict[str, tuple[int, int]] = {
-        "librispeech": (40, 8),
+        "librispeech": (20, 16),
         "fsdd": (20, 1),
         "timit": (40, 1),
     }
-    batch: int = 16
+    batch: int = 32
+    levels: bool = True
     shift: bool = True
     utterances: int | None = None
     windows: int | None = None
@@ -107,7 +121,8 @@ DEFAULT = Preset(
     network=[256, 256],
     avf={"encodes": ["parameters", "gradients", "observation"], "stop_gradients": False},
     epochs=50,
-    learning_rate=1e-3,
+    learning_rate=3e-3,
+    clip_norm=50.0,
 )
 PRESETS = {
     "default": DEFAULT,
@@ -121,13 +136,19 @@ PRESETS = {
     "paper": DEFAULT._replace(
         sizes={"srnn": "timit", "vrnn": "timit"},
         network=[1024, 1024],
-        avf={"encodes": ["parameters", "gradients", "observation"], "stop_gradients": True},
+        avf={
+            "encodes": ["parameters", "gradients", "observation"],
+            "stop_gradients": True,
+            "normalise": "layer",
+        },
         epochs=1000,
         learning_rate=1e-4,
         final_rate=1.0,
+        clip_norm=1000.0,
         kl_epochs=50,
         batch=64,
         crops=dict.fromkeys(DEFAULT.crops, (40, 1)),
+        levels=False,
         shift=False,
     ),
 }
@@ -149,7 +170,7 @@ def main() -> None:
     began = time.perf_counter()
     data = load(args, preset)
     length, count = preset.crops[args.corpus]
-    crops = fixed_crops(data.validation, length, seed=0, crops_per_sequence=4, short="pad")
+    crops = fixed_crops(data.validation, length, seed=0, crops_per_sequence=count, short="pad")
     schedule = Schedule(
         preset.epochs,
         preset.learning_rate,
@@ -173,10 +194,7 @@ def main() -> None:
         validation = batches(crops, 64, shuffle=False)
         seconds[name] = train(name, pairs[name], loader, validation, schedule, args, config)
     metrics = evaluate(pairs, data, args)
-    metrics |= {f"{name}_training_seconds": value for name, value in seconds.items()}
-    metrics["seconds"] = max(time.perf_counter() - began, sum(seconds.values()))
-    write_json(args.out / "metrics.json", metrics, {**vars(args), **preset._asdict()})
-    print(f"\nResults and figures are in {args.out}, after {metrics['seconds']:.0f} s")
+    finish(metrics, seconds, began, args, preset)
 
 
 def arguments() -> tuple[argparse.Namespace, Preset]:
@@ -192,7 +210,7 @@ def arguments() -> tuple[argparse.Namespace, Preset]:
     )
     args = options.parse_args()
     if args.filters is None:
-        args.filters = ["baseline", "residual", "avf_k1"]
+        args.filters = ["baseline", "residual", "avf_k1", "avf_k2"]
         args.filters = ["baseline", "avf_k1"] if args.preset == "smoke" else args.filters
     if args.timit is not None:
         args.corpus = "timit"
@@ -208,19 +226,8 @@ def load(args: argparse.Namespace, preset: Preset) -> Data:
             if args.timit is None
             else load_timit(args.timit, split)
         )
-    kept = [beginnings(part.dataset, preset.utterances, preset.windows) for part in splits]
+    kept = [first(part.dataset, preset.utterances, preset.windows) for part in splits]
     return Data(*kept, splits[0].width)
-
-
-def beginnings(
-    dataset: SequenceDataset, count: int | None, windows: int | None
-) -> SequenceDataset:
-    """The first utterances of a split, and the first windows of each."""
-    if count is None and windows is None:
-        return dataset
-    part = dataset[list(range(min(count or len(dataset), len(dataset))))]
-    part = Batch._make(None if one is None else one[:, :windows] for one in part)
-    return SequenceDataset(part.x, lengths=None if part.mask is None else part.mask.sum(1))
 
 
 def shifted(batch: Batch, generator: torch.Generator) -> Batch:
@@ -234,22 +241,44 @@ def shifted(batch: Batch, generator: torch.Generator) -> Batch:
     return Batch(x.view(count, time - 1, window), mask)
 
 
+class Levels(nn.Module):
+    """Windows at one level, and the logarithm of the level that each had."""
+
+    def __init__(self, width: float) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From windows `(..., window)` to `(..., window + 1)`."""
+        level = x.square().mean(-1, keepdim=True).add(self.width**2).sqrt()
+        return torch.cat([x / level, level.log()], -1)
+
+
 def build(name: str, args: argparse.Namespace, preset: Preset, data: Data) -> Pair:
     """The model and the filter of that name."""
     torch.manual_seed(args.seed)
-    kind, sizes = get("models", args.model), preset.sizes[args.model]
-    emission = {"emission": "window", "emission_options": {"width": data.width}}
+    window, kind = data.train.data.x.shape[-1], get("models", args.model)
+    sizes = preset.sizes[args.model]
+    arguments: dict[str, Any] = {
+        "emission": "window",
+        "emission_options": {"width": data.width},
+    }
+    reading: dict[str, Any] = {}
+    if preset.levels:
+        reading = {"encoder": Levels(data.width), "features": window + 1}
+    if args.model == "srnn":
+        arguments |= reading
     if isinstance(sizes, str):
-        model = kind.preset(sizes, **emission)
+        model = kind.preset(sizes, **arguments)
     else:
-        model = kind(data.train.data.x.shape[-1], **sizes, **emission)
+        model = kind(window, **sizes, **arguments)
     own: dict[str, Any] = {"reads": ["h"]}
     if args.model == "vrnn":
         own |= {"encoder": model.x_net, "features": model.features}
     options = {
-        "filter": {"hidden": preset.network},
+        "filter": {"hidden": preset.network, **reading},
         "baseline": own,
-        "avf": {"hidden": preset.network, **preset.avf},
+        "avf": {"hidden": preset.network, **preset.avf, **reading},
         "vfem": preset.vfem,
     }
     pair = Pair(model, make_filter(name, model, options))
@@ -266,37 +295,15 @@ def evaluate(pairs: dict[str, Pair], data: Data, args: argparse.Namespace) -> di
     units = Units(data.width, test.x.shape[-1])
     metrics, comparison = report(energies, units, args)
     metrics["width"] = data.width
-    curves = {
-        name: iterations(pair, test, 16) for name, pair in pairs.items() if name.startswith("avf")
-    }
-    for name, curve in curves.items():
-        metrics |= {f"{name}_at_{k}_free_energy_per_step": value for k, value in curve.items()}
-    levels = {
-        name: metrics[f"{name}_free_energy_per_step"] for name in pairs if name not in curves
-    }
-    try:
-        draw_figures(curves, levels, comparison, args)
-    except ImportError as error:
-        warnings.warn(f"no figures: {error}", stacklevel=2)
+    over_iterations(pairs, test, metrics, args)
+
+    def figure() -> None:
+        from pyro_seq.evaluation import plot_compare
+
+        save_figure(plot_compare(comparison), args.out / "comparison.png")
+
+    draw(figure)
     return metrics
-
-
-def draw_figures(
-    curves: dict[str, dict[int, float]],
-    levels: dict[str, float],
-    comparison: Any,  # noqa: ANN401
-    args: argparse.Namespace,
-) -> None:
-    """Free energy over inference iterations, and the comparison."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from pyro_seq.evaluation import plot_compare
-    from pyro_seq.evaluation.step_plots import plot_iterations
-
-    if curves:
-        save_figure(plot_iterations(curves, levels), args.out / "iterations.png")
-    save_figure(plot_compare(comparison), args.out / "comparison.png")
 
 
 def without_latents(train: Batch, test: Batch, width: float) -> dict[str, FreeEnergy]:
@@ -307,7 +314,7 @@ def without_latents(train: Batch, test: Batch, width: float) -> dict[str, FreeEn
     scale = spread(inner.x - last, inner, offset=True)
     copy = scores(test.x[:, 1:], test.x[:, :-1, -1:], scale, width)
     return {
-        name: exact(torch.cat([white[:, :1], value], 1), test)
+        name: exact(torch.cat([white[:, :1], value], 1), test.mask)
         for name, value in (
             ("white_noise", white[:, 1:]),
             ("copy_last", copy),
@@ -364,13 +371,6 @@ def spread(values: Tensor, batch: Batch, offset: bool = False) -> Tensor:
 def scores(x: Tensor, loc: Tensor, scale: Tensor, width: float) -> Tensor:
     """Log probability of each window, `(utterances, time)`."""
     return DiscretizedNormal(loc.double(), scale, width).log_prob(x.double()).sum(-1)
-
-
-def exact(log_likelihood: Tensor, batch: Batch) -> FreeEnergy:
-    """The free energy of a model without latents: minus its log likelihood."""
-    seen = torch.ones_like(log_likelihood, dtype=torch.bool) if batch.mask is None else batch.mask
-    nats = torch.where(seen, log_likelihood, torch.zeros_like(log_likelihood))
-    return FreeEnergy(nats, torch.zeros_like(nats), seen, 1)
 
 
 if __name__ == "__main__":
