@@ -280,6 +280,7 @@ def test_errors_of_distributions_without_moments_are_finite() -> None:
         ({"iterations": 0}, "iterations must be at least 1; got 0"),
         ({"samples": 0}, "samples must be at least 1; got 0"),
         ({"start": "posterior"}, "start must be one of prior, zeros; got 'posterior'"),
+        ({"units": "metres"}, "units must be one of start, own; got 'metres'"),
         ({"encodes": ("frame",)}, "encodes must be some of parameters, gradients, .*frame"),
         ({"encodes": ()}, r"encodes must be some of .*; got \(\)"),
         ({"encoder": nn.Identity()}, "features must be the size of the encoder's output; got No"),
@@ -289,3 +290,50 @@ def test_errors_of_distributions_without_moments_are_finite() -> None:
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AVF(LinearStep(), **{"hidden": [4], **options})
+
+
+class Scaled(StepModel):
+    """A walk whose latents are measured in another unit; the frames are the same."""
+
+    class State(NamedTuple):
+        z: Tensor
+
+    def __init__(self, unit: float) -> None:
+        super().__init__()
+        self.unit = unit
+        self.mix = nn.Parameter(torch.tensor([[1.0, 0.5], [-0.3, 2.0]]))
+
+    def initial_state(self, batch_shape: Size) -> State:
+        return self.State(self.mix.new_zeros(*batch_shape, 2))
+
+    def step(self, state: State, x_t: Tensor | None, u_t: None = None) -> State:
+        z = pyro.sample("z", dist.Normal(0.9 * state.z, 0.5 * self.unit).to_event(1))
+        pyro.sample("x", dist.Normal(z / self.unit @ self.mix.mT, 0.3).to_event(1), obs=x_t)
+        return self.State(z)
+
+
+@pytest.mark.parametrize("kind", ["avf", "avf_sgd", "vfem"])
+@pytest.mark.parametrize("units", ["start", "own"])
+def test_the_unit_of_the_latents_does_not_matter(kind: str, units: str) -> None:
+    """It does not to moves in units of the prior's scale; to the parameters themselves it does."""
+    x = torch.randn(3, 4, 2).double()
+    losses = []
+    for unit in (1.0, 0.01):
+        torch.manual_seed(0)
+        model = Scaled(unit).double()
+        if kind == "vfem":
+            guide: Any = VariationalEM(model, 4, units=units)
+        else:
+            reads, update = ("gradients", "observation"), "sgd" if kind == "avf_sgd" else "highway"
+            guide = AVF(model, 3, hidden=[5], update=update, encodes=reads, units=units).double()
+        torch.manual_seed(1)
+        losses.append(FilteringELBO().loss(model, guide, x))
+    assert (losses[1] == pytest.approx(losses[0], rel=1e-9)) == (units == "start")
+
+
+def test_moves_and_back() -> None:
+    inner = problem(Traffic(), traffic()[0][:, 0])
+    inner.begin()
+    assert all((move == 0).all() for move in inner.moves(inner.beginning).values())
+    moves = {name: torch.randn_like(value) for name, value in inner.beginning.items()}
+    torch.testing.assert_close(inner.moves(inner.moved(moves)), moves)
