@@ -127,11 +127,7 @@ DEFAULT = Preset(
     },
     network=[256, 256],
     recurrent=128,
-    avf={
-        "encodes": ["parameters", "gradients", "observation"],
-        "normalise": "log",
-        "stop_gradients": False,
-    },
+    avf={"encodes": ["parameters", "gradients", "observation"], "stop_gradients": False},
     epochs=15,
     learning_rate=2e-3,
 )
@@ -153,7 +149,12 @@ PRESETS = {
         sizes="kth",
         network=[1024, 1024],
         recurrent=256,
-        avf={"encodes": ["parameters", "gradients"], "normalise": "layer", "stop_gradients": True},
+        avf={
+            "encodes": ["parameters", "gradients"],
+            "normalise": "layer",
+            "units": "own",
+            "stop_gradients": True,
+        },
         epochs=100,
         learning_rate=1e-4,
         final_rate=1.0,
