@@ -120,7 +120,7 @@ DEFAULT = Preset(
     },
     network=[256, 256],
     avf={"encodes": ["parameters", "gradients", "observation"], "stop_gradients": False},
-    epochs=50,
+    epochs=25,
     learning_rate=3e-3,
     clip_norm=50.0,
 )
