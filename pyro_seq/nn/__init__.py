@@ -7,6 +7,7 @@ from pyro_seq.nn.decoders import ConvDecoder, FrameDecoder, MLPDecoder
 from pyro_seq.nn.dynamics import MixtureDynamics
 from pyro_seq.nn.encoders import ConvEncoder, FrameEncoder, MLPEncoder
 from pyro_seq.nn.heads import BernoulliHead, NormalHead, WindowHead, emission_head
+from pyro_seq.nn.matching import match_parameters
 from pyro_seq.nn.mlp import mlp
 from pyro_seq.nn.pixels import PixelHead
 from pyro_seq.nn.pyramid import PyramidDecoder, PyramidEncoder
@@ -37,6 +38,7 @@ __all__ = [
     "WindowHead",
     "emission_head",
     "lstm_step",
+    "match_parameters",
     "mlp",
     "repeated",
 ]
