@@ -45,7 +45,14 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "smoother": "pyro_seq.guides.smoother",
         "vfem": "pyro_seq.guides.vfem",
     },
-    "memories": {},
+    "memories": {
+        "dnc": "pyro_seq.memory.dnc",
+        "icm": "pyro_seq.memory.icm",
+        "introspection": "pyro_seq.memory.introspection",
+        "lru": "pyro_seq.memory.lru",
+        "lstm": "pyro_seq.memory.lstm",
+        "ntm": "pyro_seq.memory.ntm",
+    },
     "engines": {},
     "datasets": {
         **dict.fromkeys(("box", "gravity", "polygon", "pong"), "pyro_seq.data.simulators"),

@@ -14,10 +14,12 @@ from pyro_seq.testing import (
     DISTRIBUTION_CONTRACTS,
     FILTER_CONTRACTS,
     GUIDE_CONTRACTS,
+    MEMORY_CONTRACTS,
     MODEL_CONTRACTS,
     WEIGHT_CONTRACTS,
     DistributionCase,
     GuideCase,
+    MemoryCase,
     ModelCase,
     WeightCase,
     example_mask,
@@ -195,6 +197,56 @@ def test_linear_gaussian(
 def test_weight_networks(name: str, contract: Callable[[WeightCase], None]) -> None:
     case = WeightCase(pyro_seq.get("dynamics", name), 2, 3)
     run_contracts([contract], case, f"The weight network {name!r}")
+
+
+SMALL_MEMORY = {"slots": 5, "heads": 2, "hidden": 6}
+CUED = {"write_previous": True, "tied_query": True, "controls": 2}
+MEMORIES: dict[str, dict[str, dict[str, Any]]] = {
+    "introspection": {
+        "append": {"controls": 2},
+        "shift": {"order": "shift", "attention": "softmax", "context_includes_state": True},
+        "learnt gates": {"learnt_gates": True},
+    },
+    "ntm": {
+        "tag": {},
+        "pairs": CUED,
+        "tanh": {"write": "tanh", "word": 4},
+        "write first": {"read_before_write": False, "write": "latent_add"},
+    },
+    "lru": {
+        "tag": {},
+        "pairs": CUED,
+        "paper": {"write": "key", "write_heads": 2, "key_strength": False},
+    },
+    "dnc": {
+        "tag": {},
+        "pairs": CUED,
+        "linear": {"write": "linear", "detach_usage": False, "context_includes_state": False},
+        "erase": {"erase_freed": True},
+    },
+    "icm": {
+        "dense": {"controls": 2},
+        "no positions": {"positions": False, "key": 4, "context_includes_state": False},
+        "top 2": {"top_k": 2},
+    },
+    "lstm": {"frames": {"frame_features": 3, "controls": 2}, "latents": {"frame_features": 0}},
+}
+
+
+def memories() -> Iterator[Any]:
+    for name in ours("memories"):
+        for label, options in MEMORIES[name].items():
+            sizes = {"hidden": 6} if name == "lstm" else SMALL_MEMORY
+            yield pytest.param(name, sizes | options, id=f"{name}, {label}")
+
+
+@pytest.mark.parametrize("contract", MEMORY_CONTRACTS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize(("name", "options"), list(memories()))
+def test_memories(
+    name: str, options: dict[str, Any], contract: Callable[[MemoryCase], None]
+) -> None:
+    case = MemoryCase(lambda: pyro_seq.get("memories", name)(3, **options))
+    run_contracts([contract], case, f"The memory {name!r}")
 
 
 @pytest.mark.parametrize("name", ours("datasets"))

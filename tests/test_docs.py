@@ -11,6 +11,7 @@ from pyro_seq.testing import (
     DISTRIBUTION_CONTRACTS,
     FILTER_CONTRACTS,
     GUIDE_CONTRACTS,
+    MEMORY_CONTRACTS,
     MODEL_CONTRACTS,
     WEIGHT_CONTRACTS,
 )
@@ -38,6 +39,6 @@ def test_the_page_of_contracts_lists_them_all() -> None:
     listed = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/contracts.md").read_text(), re.M)
     stated = (
         *(*MODEL_CONTRACTS, *GUIDE_CONTRACTS, *FILTER_CONTRACTS),
-        *(*DISTRIBUTION_CONTRACTS, *WEIGHT_CONTRACTS),
+        *(*DISTRIBUTION_CONTRACTS, *WEIGHT_CONTRACTS, *MEMORY_CONTRACTS),
     )
     assert listed == [contract.__name__ for contract in stated]

@@ -8,6 +8,7 @@ from pyro_seq.testing.distributions import (
 )
 from pyro_seq.testing.filters import FILTER_CONTRACTS, check_filtering_guide
 from pyro_seq.testing.guides import GUIDE_CONTRACTS, GuideCase, check_guide
+from pyro_seq.testing.memories import MEMORY_CONTRACTS, MemoryCase, check_memory
 from pyro_seq.testing.models import MODEL_CONTRACTS, ModelCase, check_model
 from pyro_seq.testing.weights import WEIGHT_CONTRACTS, WeightCase, check_weights
 
@@ -15,16 +16,19 @@ __all__ = [
     "DISTRIBUTION_CONTRACTS",
     "FILTER_CONTRACTS",
     "GUIDE_CONTRACTS",
+    "MEMORY_CONTRACTS",
     "MODEL_CONTRACTS",
     "WEIGHT_CONTRACTS",
     "ContractError",
     "DistributionCase",
     "GuideCase",
+    "MemoryCase",
     "ModelCase",
     "WeightCase",
     "check_distribution",
     "check_filtering_guide",
     "check_guide",
+    "check_memory",
     "check_model",
     "check_weights",
     "example_mask",
