@@ -47,6 +47,13 @@ def test_seeds_and_processes_draw_different_batches() -> None:
     assert torch.equal(epoch(FreshLoader(MAKE, 2))[1], epoch(FreshLoader(MAKE, 2, rank=0))[1])
 
 
+def test_a_process_knows_its_own_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = epoch(FreshLoader(MAKE, 1, rank=3))[0]
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 3)
+    assert torch.equal(epoch(FreshLoader(MAKE, 1))[0], wanted)
+
+
 def test_controls_and_plain_batches_pass_through() -> None:
     batch = next(iter(FreshLoader(partial(grid_map, Vectors(3), 2, time=5), 1)))
     assert isinstance(batch, Batch) and batch.controls.shape == (2, 5, 4)
