@@ -32,6 +32,7 @@ Part = TypeVar("Part", bound=Callable[..., Any])
 _BUILTIN: dict[str, dict[str, str]] = {
     "models": {
         "dmm": "pyro_seq.models.dmm",
+        "gtmm": "pyro_seq.models.gtmm",
         "kvae": "pyro_seq.models.kvae",
         "srnn": "pyro_seq.models.srnn",
         "svg": "pyro_seq.models.svg",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import pyro_seq
+from pyro_seq.nn.mlp import FlatFrames
 from pyro_seq.testing import (
     DISTRIBUTION_CONTRACTS,
     FILTER_CONTRACTS,
@@ -60,6 +61,12 @@ STEP_GUIDES = {
 FEW_GUIDES = {name: STEP_GUIDES[name] for name in ("filter", "smoother")}
 SMALL_SRNN = {"latent": 2, "hidden": 4, "prior": [5], "decoder": [5]}
 SMALL_VRNN = SMALL_SRNN | {"x_net": [5], "z_net": [3]}
+SMALL_GTMM = {
+    "latent": 2,
+    "prior": [5],
+    "decoder": [5],
+    "memory_options": {"slots": 4, "heads": 1, "hidden": 4},
+}
 SMALL_SVG = {"latent": 2, "features": 4, "hidden": 4, "channels": (3, 4)}
 SETTINGS = {
     "kvae": {
@@ -95,6 +102,28 @@ SETTINGS = {
     "vrnn": {
         "binary": Setting("vrnn", FEW_GUIDES, SMALL_VRNN),
         "controls": Setting("vrnn", {"filter": {"hidden": 8}}, SMALL_VRNN | {"controls": 2}),
+    },
+    "gtmm": {
+        "introspection": Setting("gtmm", {"avf": STEP_GUIDES["avf"]}, SMALL_GTMM),
+        "ring": Setting(
+            "gtmm",
+            {"filter": {"hidden": 8}},
+            SMALL_GTMM
+            | {"memory": "icm", "memory_options": {"slots": 2, "heads": 1, "hidden": 4}},
+        ),
+        "controls": Setting(
+            "gtmm", {"filter": {"hidden": 8}}, SMALL_GTMM | {"memory": "dnc", "controls": 2}
+        ),
+        "lstm": Setting(
+            "gtmm",
+            {"filter": {"hidden": 8}},
+            SMALL_GTMM
+            | {
+                "memory": "lstm",
+                "memory_options": {"frame_features": 36, "hidden": 4},
+                "encoder": FlatFrames(),
+            },
+        ),
     },
     "svg": {
         "normal": Setting("svg", FEW_GUIDES, SMALL_SVG, binary=False),

@@ -3,6 +3,7 @@ r"""Generative models :math:`p(x, z)`: one file, one model, one equation."""
 from __future__ import annotations
 
 from pyro_seq.models.dmm import DMM
+from pyro_seq.models.gtmm import GTMM
 from pyro_seq.models.kvae import KVAE
 from pyro_seq.models.mixture_ssm import MixtureSSM
 from pyro_seq.models.presets import Presets
@@ -13,6 +14,7 @@ from pyro_seq.models.vrnn import VRNN
 
 __all__ = [
     "DMM",
+    "GTMM",
     "KVAE",
     "MixtureSSM",
     "Presets",

@@ -1,0 +1,193 @@
+r"""What a memory does for a model: divergences where it can predict, and where it was read.
+
+.. math:: \rho = \frac{\text{mean of } KL_t \text{ over the steps that can be recalled}}
+    {\text{mean of } KL_t \text{ over steps that cannot}}
+
+References:
+    Gemici, Hung, Santoro, Wayne, Mohamed, Rezende, Amos, Lillicrap (2017), Generative temporal
+    models with memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from pyro_seq.data import Batch
+from pyro_seq.evaluation.context import as_batch, evaluating, place
+from pyro_seq.evaluation.free_energy import FreeEnergy
+from pyro_seq.evaluation.plots import new_axes, new_panels
+from pyro_seq.guides.filtering import FilteringGuide
+from pyro_seq.memory import Context
+from pyro_seq.models.gtmm import GTMM
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["RecallRatio", "plot_divergence", "plot_read_weights", "recall_ratio", "replay_memory"]
+
+
+class RecallRatio(NamedTuple):
+    r"""How much of the divergence a memory saves, means over sequences and steps, nats per step.
+
+    Attributes:
+        rho: The ratio of the two means; 0 for a perfect memory, 1 for none.
+        kl_before: Mean divergence of the steps that nothing before them predicts.
+        kl_recall: Mean divergence of the steps to be recalled.
+        last_frame_kl: Mean divergence of the last step of each sequence.
+        rho_se: Standard error of rho over sequences.
+    """
+
+    rho: float
+    kl_before: float
+    kl_recall: float
+    last_frame_kl: float
+    rho_se: float
+
+
+def recall_ratio(energy: FreeEnergy, recalled: Tensor, before: Tensor) -> RecallRatio:
+    r"""The ratio :math:`\rho` of divergences.
+
+    Args:
+        energy: Of sequences all of one length, from :func:`free_energy`.
+        recalled: Steps that can be recalled, bool `(sequences, time)`.
+        before: Steps to compare with, bool `(sequences, time)`.
+
+    Returns:
+        The ratio and what it is made of.
+
+    Raises:
+        ValueError: If a shape does not fit, or there is no step of one kind.
+
+    Example:
+        >>> kl = torch.tensor([[4.0, 4.0, 1.0], [2.0, 4.0, 2.0]], dtype=torch.float64)
+        >>> energy = FreeEnergy(torch.zeros(2, 3), kl, torch.ones(2, 3, dtype=torch.bool), 1)
+        >>> last = torch.tensor([[False, False, True]]).expand(2, 3)
+        >>> round(recall_ratio(energy, last, ~last).rho, 4)
+        0.4286
+    """
+    shape = energy.divergence.shape
+    for name, steps in (("recalled", recalled), ("before", before)):
+        if steps.shape != shape or steps.dtype != torch.bool:
+            raise ValueError(
+                f"{name} must be bool (sequences, time) = {tuple(shape)}; got {steps.dtype} "
+                f"{tuple(steps.shape)}"
+            )
+        if not steps.any():
+            raise ValueError(f"{name} must hold one step or more; it is False everywhere")
+    kl, recalled, before = energy.divergence, recalled.cpu(), before.cpu()
+    late, early = ((kl * steps).sum(1) for steps in (recalled, before))
+    counts = recalled.sum(1), before.sum(1)
+    kl_recall, kl_before = late.sum() / counts[0].sum(), early.sum() / counts[1].sum()
+    rho = kl_recall / kl_before
+    # of a ratio of means, to first order
+    each = late / counts[0].double().mean() - rho * early / counts[1].double().mean()
+    error = each.std() / kl_before / len(kl) ** 0.5 if len(kl) > 1 else torch.tensor(torch.nan)
+    last = kl[:, -1].mean()
+    return RecallRatio(*(float(v) for v in (rho, kl_before, kl_recall, last, error)))
+
+
+def replay_memory(
+    guide: FilteringGuide,
+    batch: Tensor | tuple[Tensor, Tensor | None, Tensor | None],
+    *,
+    seed: int | None = 0,
+) -> Context:
+    """What the memory of a trained pair made of sequences, along one draw of their latents.
+
+    Args:
+        guide: Guide of a :class:`~pyro_seq.models.GTMM`.
+        batch: A :class:`~pyro_seq.data.Batch`, or x alone, `(sequences, time, *frame)`.
+        seed: Seed of the draw; None goes on with torch's present state.
+
+    Returns:
+        The context of every step, its tensors `(sequences, time, ...)`, on the CPU. `weights`
+        say where each head read.
+
+    Raises:
+        TypeError: If the model has no memory.
+        ValueError: If frames are missing and the memory reads frames.
+    """
+    model = guide.model
+    if not isinstance(model, GTMM):
+        raise TypeError(f"guide must be of a GTMM; its model is a {type(model).__name__}")
+    with evaluating(guide, model, seed=seed):
+        placed: Batch = place(model, as_batch(batch))
+        if model.reads_frames and placed.mask is not None:
+            raise ValueError("mask must be None for a memory that reads frames")
+        draws = guide(*placed)
+        z = torch.stack([draws[f"z_{t + 1}"] for t in range(placed.x.shape[1])], 1)
+        features = model.embed(placed.x, None)[0] if model.reads_frames else None
+        context, _ = model.memory(
+            _delayed(z), placed.controls, features=None if features is None else _delayed(features)
+        )
+    return Context(*(part.cpu() for part in context))
+
+
+def plot_divergence(
+    divergences: Mapping[str, Tensor],
+    recalled: Tensor | None = None,
+    *,
+    axes: Axes | None = None,
+) -> Axes:
+    """Draw the divergence of each step, the steps to be recalled shaded (the paper's metric iii).
+
+    Args:
+        divergences: By label the mean over sequences, `(time,)`, nats.
+        recalled: Steps to shade, bool `(time,)`.
+        axes: Where to draw; a new figure by default.
+
+    Returns:
+        The axes.
+    """
+    axes = axes or new_axes(6, 3.2)
+    for number, (label, values) in enumerate(divergences.items()):
+        steps = np.arange(1, len(values) + 1)
+        axes.plot(steps, values.cpu().numpy(), "o-", ms=3, lw=1.3, color=f"C{number}", label=label)
+    if recalled is not None:
+        for step in torch.nonzero(recalled).flatten().tolist():
+            axes.axvspan(step + 0.5, step + 1.5, color="0.9", lw=0, zorder=0)
+    axes.set(xlabel="step", ylabel="KL(q || p) (nats)", ylim=(0, None))
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    return axes
+
+
+def plot_read_weights(weights: Tensor, axes: Axes | None = None) -> Axes:
+    """Show where a memory was read, slot against time, one panel per head.
+
+    Args:
+        weights: Of one sequence, `(time, heads, slots)`.
+        axes: Where to draw a memory of one head; a new figure by default.
+
+    Returns:
+        The axes of the first head.
+
+    Raises:
+        ValueError: If the weights are of another shape, or there is no head.
+    """
+    if weights.dim() != 3 or not weights.shape[1]:
+        raise ValueError(
+            f"weights must be (time, heads, slots), one head or more; got {tuple(weights.shape)}"
+        )
+    heads = weights.shape[1]
+    panels = [axes] if axes is not None else new_panels(2.2, 2.2, heads)
+    for number, panel in enumerate(panels):
+        picture = weights[:, number].T.cpu().numpy()
+        extent = (0.5, weights.shape[0] + 0.5, -0.5, weights.shape[2] - 0.5)
+        panel.imshow(
+            picture, origin="lower", cmap="Greys", vmin=0, vmax=1, extent=extent, aspect="auto",
+            interpolation="nearest",
+        )  # fmt: skip
+        panel.set(xlabel="step", title=f"head {number + 1}")
+    panels[0].set_ylabel("slot")
+    return panels[0]
+
+
+def _delayed(parts: Tensor) -> Tensor:
+    """What came one step before, zeros first, `(batch, time, size)`."""
+    return pad(parts[:, :-1], (0, 0, 1, 0))

@@ -1,0 +1,102 @@
+"""Ratios of divergences, the replay of a memory, and their plots."""
+
+from __future__ import annotations
+
+import matplotlib
+import pytest
+import torch
+
+from pyro_seq.evaluation import FreeEnergy
+from pyro_seq.evaluation.memories import (
+    plot_divergence,
+    plot_read_weights,
+    recall_ratio,
+    replay_memory,
+)
+from pyro_seq.guides import NeuralFilter
+from pyro_seq.models import DMM, GTMM
+from pyro_seq.nn.mlp import FlatFrames
+
+matplotlib.use("Agg")
+
+
+def energy(divergence: torch.Tensor) -> FreeEnergy:
+    mask = torch.ones(divergence.shape, dtype=torch.bool)
+    return FreeEnergy(torch.zeros_like(divergence), divergence, mask, 1)
+
+
+def test_ratio_by_hand() -> None:
+    divergence = torch.tensor([[9.0, 4.0, 1.0, 2.0], [9.0, 6.0, 3.0, 4.0]]).double()
+    recalled = torch.tensor([[False, False, True, True], [False, False, False, True]])
+    before = torch.tensor([[False, True, False, False]]).expand(2, 4)
+    found = recall_ratio(energy(divergence), recalled, before)
+    assert found.kl_recall == pytest.approx((1 + 2 + 4) / 3)
+    assert found.kl_before == pytest.approx(5.0)
+    assert found.rho == pytest.approx(7 / 15)
+    assert found.last_frame_kl == pytest.approx(3.0)
+
+
+def test_standard_error_is_the_scatter_of_fresh_samples() -> None:
+    torch.manual_seed(0)
+    ratios, errors = [], []
+    recalled = torch.tensor([False, False, True]).expand(40, 3)
+    for _ in range(400):
+        divergence = torch.rand(40, 1).double() * torch.tensor([4.0, 4.0, 1.0])
+        divergence = divergence + torch.rand(40, 3)
+        found = recall_ratio(energy(divergence), recalled, ~recalled)
+        ratios.append(found.rho)
+        errors.append(found.rho_se)
+    scatter = torch.tensor(ratios).std().item()
+    assert torch.tensor(errors).mean().item() == pytest.approx(scatter, rel=0.12)
+
+
+@pytest.mark.parametrize(
+    ("recalled", "message"),
+    [
+        (torch.zeros(2, 3, dtype=torch.bool), "recalled must be bool .* got torch.bool .2, 3."),
+        (torch.zeros(2, 4), "recalled must be bool .* got torch.float32"),
+        (torch.zeros(2, 4, dtype=torch.bool), "recalled must hold one step or more"),
+    ],
+)
+def test_bad_steps_are_named(recalled: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        recall_ratio(energy(torch.ones(2, 4)), recalled, torch.ones(2, 4, dtype=torch.bool))
+
+
+def pair(memory: str) -> NeuralFilter:
+    own = {"frame_features": 3} if memory == "lstm" else {"slots": 4, "heads": 2}
+    model = GTMM(3, latent=2, memory=memory, memory_options=own, encoder=FlatFrames())
+    return NeuralFilter(model, hidden=4)
+
+
+def test_replay_is_seeded_and_leaves_the_random_numbers_alone() -> None:
+    guide, x = pair("introspection"), torch.ones(5, 4, 3)
+    torch.manual_seed(1)
+    first = replay_memory(guide, x, seed=3)
+    after = torch.rand(())
+    torch.manual_seed(1)
+    assert torch.equal(after, torch.rand(()))
+    assert torch.equal(first.features, replay_memory(guide, x, seed=3).features)
+    assert not torch.equal(first.reads, replay_memory(guide, x, seed=4).reads)
+    torch.testing.assert_close(first.weights.sum(-1), torch.ones(5, 4, 2))
+
+
+def test_replay_names_what_it_cannot_do() -> None:
+    x, mask = torch.ones(5, 4, 3), torch.ones(5, 4, dtype=torch.bool)
+    with pytest.raises(TypeError, match="guide must be of a GTMM; its model is a DMM"):
+        replay_memory(NeuralFilter(DMM(3, latent=2), hidden=4), x)
+    with pytest.raises(ValueError, match="mask must be None for a memory that reads frames"):
+        replay_memory(pair("lstm"), (x, mask, None))
+    assert replay_memory(pair("lstm"), x).weights.shape == (5, 4, 0, 0)
+
+
+def test_plots() -> None:
+    recalled = torch.tensor([False, False, True])
+    axes = plot_divergence({"dnc": torch.arange(3.0), "lstm": torch.ones(3)}, recalled)
+    assert len(axes.lines) == 2 and len(axes.patches) == 1
+    assert axes.get_ylabel() == "KL(q || p) (nats)"
+    weights = replay_memory(pair("ntm"), torch.ones(1, 4, 3)).weights[0]
+    axes = plot_read_weights(weights)
+    assert len(axes.figure.axes) == 2 and axes.get_ylabel() == "slot"
+    with pytest.raises(ValueError, match=r"weights must be \(time, heads, slots\).*got \(4, 0, 0"):
+        plot_read_weights(torch.zeros(4, 0, 0))
