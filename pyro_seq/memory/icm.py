@@ -120,8 +120,8 @@ class ICM(Memory):
         context_includes_state: bool = True,
     ) -> None:
         key = latent if key is None else key
-        check_positive(slots=slots, heads=heads, hidden=hidden, key=key)
-        check_positive(position_hidden=position_hidden)
+        check_positive(latent=latent, slots=slots, heads=heads, hidden=hidden)
+        check_positive(key=key, position_hidden=position_hidden)
         if top_k is not None and not 1 <= top_k <= slots:
             raise ValueError(f"top_k must be from 1 to slots={slots}, or None; got {top_k}")
         super().__init__(latent, slots=slots, heads=heads, controls=controls, wraps=ring)
@@ -191,8 +191,7 @@ class ICM(Memory):
         content = self.content(z)
         key = addressing.unit(content + self.surroundings(state.h))
         slots = torch.arange(self.slots, device=z.device)
-        slot = (state.steps % self.slots).unsqueeze(-1)
-        here = slots == slot
+        slot = state.steps % self.slots
         strengths = addressing.oneplus(parts["strengths"])
         queries = addressing.unit(content.unsqueeze(-2) + parts["queries"])
         queries = queries * strengths.unsqueeze(-1)
@@ -203,10 +202,10 @@ class ICM(Memory):
         return _Step(
             queries,
             queries @ addressing.unit(self.null),
-            addressing.write_row(state.keys, here, key),
-            addressing.write_row(state.latents, here, z),
-            slot.unsqueeze(-1),
-            here,
+            addressing.write_row(state.keys, slot, key),
+            addressing.write_row(state.latents, slot, z),
+            slot[..., None, None],
+            slots == slot.unsqueeze(-1),
             slots <= state.steps.unsqueeze(-1),
             parts["ways"].softmax(-1),
             positions,

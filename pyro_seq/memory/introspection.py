@@ -138,5 +138,4 @@ class Introspection(Memory):
         """The rows with z among them."""
         if self.order == "shift":
             return torch.cat([z.unsqueeze(-2), state.rows[..., :-1, :]], -2)
-        here = torch.arange(self.slots, device=z.device) == (state.steps % self.slots)[..., None]
-        return addressing.write_row(state.rows, here, z)
+        return addressing.write_row(state.rows, state.steps % self.slots, z)

@@ -97,7 +97,7 @@ class LRU(ControlledMemory):
         context_includes_state: bool = True,
     ) -> None:
         check_choice("write", write, (*WRITES, "key"))
-        check_positive(write_heads=write_heads)
+        check_positive(slots=slots, heads=heads, write_heads=write_heads)
         if write_heads > min(heads, slots):
             raise ValueError(
                 f"write_heads must be at most heads={heads} and slots={slots}; got {write_heads}"

@@ -50,7 +50,7 @@ __all__ = [
 _ROOT = 1e-6
 _LOG = 1e-12
 _POSITIVE = 1e-6
-_USAGE = 1e-6
+_TINY = 1e-20
 
 
 class Usage(NamedTuple):
@@ -220,15 +220,16 @@ def erase_and_add(rows: Tensor, weights: Tensor, erase: Tensor, add: Tensor) -> 
     return torch.addcmul(rows, weights.unsqueeze(-1), change)
 
 
-def write_row(rows: Tensor, here: Tensor, row: Tensor) -> Tensor:
+def write_row(rows: Tensor, slot: Tensor, row: Tensor) -> Tensor:
     """The rows with one of them replaced.
 
     Args:
         rows: `(*batch, slots, word)`.
-        here: Which one, bool `(*batch, slots)`.
+        slot: Which one, int64 `(*batch,)`.
         row: `(*batch, word)`.
     """
-    return torch.where(here.unsqueeze(-1), row.unsqueeze(-2), rows)
+    row = row.unsqueeze(-2)
+    return rows.scatter(-2, slot[..., None, None].expand(row.shape), row)
 
 
 def recent_usage(usage: Tensor, reads: Tensor, writes: Tensor, decay: float = 0.95) -> Tensor:
@@ -264,16 +265,14 @@ def retained_usage(usage: Tensor, write: Tensor, reads: Tensor, free: Tensor) ->
     .. math:: \psi = \prod_r (1 - f^r w^r), \qquad
         u_t = (1 - (1 - u_{t-1}) (1 - w^w)) \circ \psi
 
-    A millionth of each row is never freed, which keeps logarithm and gradient finite.
-
     Args:
         usage: :math:`u_{t-1}`, `(*batch, slots)`.
         write: Write weights of the step before, `(*batch, slots)`.
         reads: Read weights of the step before, `(*batch, heads, slots)`.
         free: Free gates, `(*batch, heads)`.
     """
-    freed = (1 - _USAGE) * free.unsqueeze(-1) * reads
-    retention = torch.log1p(-freed).sum(-2).exp()
+    kept = 1 - free.unsqueeze(-1) * reads
+    retention = (kept + _TINY).log().sum(-2).exp()
     return Usage((1 - (1 - usage) * (1 - write)) * retention, retention)
 
 
@@ -291,8 +290,8 @@ def allocation(usage: Tensor) -> Tensor:
     Returns:
         `(*batch, slots)`, adding up to 1 at most.
     """
-    rising, order = (_USAGE + (1 - _USAGE) * usage).sort(dim=-1, stable=True)
-    logs = rising.log()
+    rising, order = usage.sort(dim=-1, stable=True)
+    logs = (rising + _TINY).log()
     before = (logs.cumsum(-1) - logs).exp()
     return torch.zeros_like(usage).scatter(-1, order, (1 - rising) * before)
 
@@ -340,8 +339,10 @@ def gather_rows(rows: Tensor, index: Tensor) -> Tensor:
     Returns:
         `(*batch, heads, count, word)`.
     """
-    flat = index.flatten(-2).unsqueeze(-1).expand(*index.shape[:-2], -1, rows.shape[-1])
-    return rows.gather(-2, flat).unflatten(-2, index.shape[-2:])
+    batch, (slots, word) = rows.shape[:-2], rows.shape[-2:]
+    first = slots * torch.arange(batch.numel(), device=rows.device).view(*batch, 1, 1)
+    flat = (index + first).flatten()
+    return rows.reshape(-1, word).index_select(0, flat).view(*index.shape, word)
 
 
 def largest(sparse: Sparse, count: int) -> Sparse:

@@ -199,6 +199,7 @@ def states_can_be_saved(case: MemoryCase) -> None:
     torch.save(tuple(leaves(state)), file)
     file.seek(0)
     saved = iter(torch.load(file))
+    memory(*_scaled(inputs, -1.0))
     state = map_tensors(lambda _: next(saved), state)
     rest, after = memory(*_part(inputs, lambda p: p[:, 2:]), state=state)
     _same(rest, map_tensors(lambda p: p[:, 2:], whole), "context after a saved state")
