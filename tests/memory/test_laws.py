@@ -182,7 +182,7 @@ class Launches(TorchDispatchMode):
         super().__init__()
         self.count = 0
 
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):  # noqa: ANN
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
         self.count += not operator.is_view
         return operator(*args, **(kwargs or {}))
 
