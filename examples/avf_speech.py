@@ -62,6 +62,7 @@ from pyro_seq.data import (
 )
 from pyro_seq.distributions import DiscretizedNormal
 from pyro_seq.evaluation import FreeEnergy, free_energy
+from pyro_seq.nn.activations import ClippedLeakyReLU
 from pyro_seq.plugins import get
 
 FILTERS = ("baseline", "residual", "vfem", "avf_k1", "avf_k2")
@@ -271,12 +272,12 @@ def build(name: str, args: argparse.Namespace, preset: Preset, data: Data) -> Pa
     if isinstance(sizes, str):
         model = kind.preset(sizes, **arguments)
     else:
-        model = kind(window, **sizes, **arguments)
+        model = kind(window, **sizes, activation=ClippedLeakyReLU, **arguments)
     own: dict[str, Any] = {"reads": ["h"]}
     if args.model == "vrnn":
         own |= {"encoder": model.x_net, "features": model.features}
     options = {
-        "filter": {"hidden": preset.network, **reading},
+        "filter": {"hidden": preset.network, "activation": ClippedLeakyReLU, **reading},
         "baseline": own,
         "avf": {"hidden": preset.network, **preset.avf, **reading},
         "vfem": preset.vfem,
