@@ -89,6 +89,7 @@ class ICM(Memory):
         controls: Size of u, or 0.
         key: Size of a key; None for that of the latent.
         top_k: Read that many rows alone; None for all. As many as slots means the same as all.
+            The attribute may be changed between sequences: gradients are richer with many rows.
         positions: Whether heads can also read by position, with as many parameters as slots.
         position_hidden: Units of the hidden layer of the positions.
         ring: Whether there may be more steps than slots.

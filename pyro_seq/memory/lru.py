@@ -58,7 +58,8 @@ class LRU(ControlledMemory):
 
     Args:
         latent: Size of z.
-        slots: Number of rows.
+        slots: Number of rows. What is read counts as used, if only a little of it is: to keep
+            all of a sequence takes more slots than steps; Gemici et al. have five times as many.
         heads: Number of read heads.
         hidden: Units of the controller.
         controls: Size of u, or 0.

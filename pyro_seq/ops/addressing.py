@@ -121,7 +121,8 @@ def content_weights(queries: Tensor, rows: Tensor, strengths: Tensor | None = No
     queries = unit(queries)
     if strengths is not None:
         queries = queries * strengths.unsqueeze(-1)
-    return (queries @ unit(rows).mT).softmax(-1)
+    lengths = (rows.square().sum(-1) + _ROOT).rsqrt().unsqueeze(-2)
+    return ((queries @ rows.mT) * lengths).softmax(-1)
 
 
 def candidate_weights(scores: Tensor, candidates: Tensor, null: Tensor) -> Tensor:

@@ -140,6 +140,16 @@ def test_the_first_step_of_icm_finds_nothing() -> None:
     assert (context.features[..., -2:] == 0).all()
 
 
+def test_top_k_may_change_between_sequences() -> None:
+    memory, z = ICM(LATENT, TIME, top_k=TIME, **SIZES), latents()
+    before = memory(z)[0].features
+    memory.top_k = 2
+    context, _ = memory(z)
+    assert ((context.weights != 0).sum(-1) <= 2).all()
+    memory.top_k = TIME
+    assert torch.equal(memory(z)[0].features, before)
+
+
 def test_sparse_reads_cost_less() -> None:
     """What the graph keeps at 2,000 slots: a share of 3 % of the dense read's."""
     kept = []
