@@ -307,14 +307,13 @@ def video(runs: Sequence[dict[str, Any]]) -> str:
         spread = f"{own[0][f'{name}_free_energy_per_step_se']:.0f}"
         bits = f"{mean(own, f'{name}_bits_per_pixel'):.2f}"
         trained = f"{name}_training_seconds" in own[0]
-        divergence = f"{mean(own, f'{name}_divergence_per_step_all'):.0f}" if trained else ""
-        seconds = f"{mean(own, f'{name}_training_seconds'):.0f}" if trained else ""
-        rows.append([
-            words, len(own), values[0], spread, bits, values[1], values[2], divergence, seconds,
-        ])  # fmt: skip
+        kinds = ("divergence_per_step_all", "prior_free_energy_per_step")
+        inferred = [f"{mean(own, f'{name}_{k}'):.0f}" if trained else "" for k in kinds]
+        rows.append([words, len(own), values[0], spread, bits, *values[1:], *inferred])
     columns = [
         "filter", "seeds", "2..T over T - 1, mean over clips", "s.e. over clips",
-        "bits per pixel", "all frames, mean over steps", "log density, 2..T", "KL", "seconds",
+        "bits per pixel", "all frames, mean over steps", "log density, 2..T", "KL, all frames",
+        "2..T, with q the prior",
     ]  # fmt: skip
     note = (
         "\nNats per step of 4096 pixels; window probability, lower is better, save for the log "
