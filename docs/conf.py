@@ -23,6 +23,8 @@ extensions = [
     "sphinx.ext.viewcode",
 ]
 exclude_patterns = ["_build", "results"]
+# In signatures of named tuples types are bare names, and two modules may have one of that name.
+suppress_warnings = ["ref.python"]
 html_theme = "furo"
 html_title = "pyro_seq"
 
