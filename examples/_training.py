@@ -276,13 +276,14 @@ def _metrics(energy: FreeEnergy, units: Units | None) -> dict[str, float]:
     return found
 
 
-def iterations(pair: Pair, batch: Batch, chunk: int = 64) -> dict[int, float]:
+def iterations(pair: Pair, batch: Batch, chunk: int = 64, samples: int = 1) -> dict[int, float]:
     """Free energy per step of an AVF guide with other numbers of iterations than in training."""
     guide, curve = pair.guide, {}
     trained = guide.iterations
     for count in sorted({*ITERATIONS, trained}):
         guide.iterations = count
-        curve[count] = free_energy(*pair, batch, seed=0, chunk=chunk).per_step(skip=1).mean
+        energy = free_energy(*pair, batch, samples=samples, seed=0, chunk=chunk)
+        curve[count] = energy.per_step(skip=1).mean
     guide.iterations = trained
     return curve
 
@@ -293,6 +294,7 @@ def over_iterations(
     metrics: dict[str, float],
     args: argparse.Namespace,
     chunk: int = 64,
+    samples: int = 1,
 ) -> None:
     """Free energies of the AVF guides over iterations: into the metrics, and as a figure.
 
@@ -301,10 +303,13 @@ def over_iterations(
         batch: The test sequences.
         metrics: Those of :func:`report`; `NAME_at_K_free_energy_per_step` are added.
         args: The command line.
-        chunk: Sequences at once.
+        chunk: Sequences times draws at once.
+        samples: Draws that the free energies are means of.
     """
     curves = {
-        name: iterations(pair, batch, chunk) for name, pair in pairs.items() if "avf" in name
+        name: iterations(pair, batch, chunk, samples)
+        for name, pair in pairs.items()
+        if "avf" in name
     }
     levels = {
         name: metrics[f"{name}_free_energy_per_step"] for name in pairs if name not in curves
