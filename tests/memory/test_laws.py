@@ -185,6 +185,20 @@ def test_particles_are_drawn_anew(name: str) -> None:
         assert torch.equal(one, other[3].expand_as(one))
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(n, {}) for n in ("dnc", "icm", "introspection", "lru", "ntm")] + [("icm", {"top_k": 2})],
+)
+def test_nothing_waits_for_the_device(name: str, options: dict[str, Any]) -> None:
+    """Tensors without values have none to wait for, forward and backward."""
+    memory = pyro_seq.get("memories", name)(LATENT, TIME, **SIZES, **options).to("meta")
+    z = torch.randn(BATCH, TIME, LATENT, device="meta", requires_grad=True)
+    torch.stack([context.features for context, _ in run(memory, z)]).sum().backward()
+    assert z.grad is not None and z.grad.shape == z.shape
+    with pytest.raises(RuntimeError, match="meta"):
+        z.sum().item()
+
+
 class Launches(TorchDispatchMode):
     """Counts operators that are no views."""
 
