@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyro
@@ -21,6 +21,7 @@ from pyro_seq.inference import FilteringELBO
 from pyro_seq.plugins import get
 from pyro_seq.training import (
     AnnealKL,
+    Callback,
     CSVLogger,
     SequenceLoss,
     fit,
@@ -140,6 +141,7 @@ def train(
     schedule: Schedule,
     args: argparse.Namespace,
     config: Mapping[str, Any],
+    callbacks: Sequence[Callback] = (),
 ) -> float:
     """Train a pair, or go on training it, and keep the weights of its best validation epoch.
 
@@ -151,13 +153,14 @@ def train(
         schedule: How.
         args: The command line.
         config: What is kept beside the checkpoint.
+        callbacks: Called at the end of steps and epochs.
 
     Returns:
         Seconds.
     """
     loss = SequenceLoss(*pair, FilteringELBO())
     optimizer = torch.optim.Adam(_groups(pair, schedule))
-    return learn(name, loss, optimizer, loader, validation, schedule, args, config)
+    return learn(name, loss, optimizer, loader, validation, schedule, args, config, callbacks)
 
 
 def learn(
@@ -169,12 +172,13 @@ def learn(
     schedule: Schedule,
     args: argparse.Namespace,
     config: Mapping[str, Any],
+    callbacks: Sequence[Callback] = (),
 ) -> float:
     """:func:`train` with a loss and an optimizer of one's own."""
     total = schedule.epochs * len(loader)
     warmup = min(50, total // 10)
     rates = warmup_cosine(optimizer, total, warmup=warmup, final=schedule.final_rate)
-    annealed = schedule.kl_epochs > 0
+    annealing = [AnnealKL(loss, quadratic(schedule.kl_epochs))] if schedule.kl_epochs else []
     print(f"\nTraining {name}: {schedule.epochs} epochs of {len(loader)} steps", flush=True)
     folder = args.out / "checkpoint" / name
     result = fit(
@@ -191,7 +195,7 @@ def learn(
         checkpoint_every=200,
         config={"filter": name, **config},
         loggers=[CSVLogger(args.out / f"training_{name}.csv")],
-        callbacks=[AnnealKL(loss, quadratic(schedule.kl_epochs))] if annealed else [],
+        callbacks=[*annealing, *callbacks],
     )
     if result.best_weights is not None:
         loss.load_state_dict(result.best_weights)

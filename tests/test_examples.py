@@ -77,12 +77,16 @@ def real(program: str, folder: str, wanted: set[str]) -> Any:  # noqa: ANN401
             {"avf_k1_log_density_per_step", "copy_last_free_energy_per_step"},
         ),
         pytest.param("my_own_model", {"seconds"}),
+        real("gtmm_recall --task cued --memory icm", "mnist", {"rho", "recall_accuracy"}),
+        pytest.param("gtmm_recall --frames vectors", {"lstm_rho", "introspection_last_frame_kl"}),
     ],
 )
 def test_filters(program: str, wanted: set[str], tmp_path: Path) -> None:
     """The smoke preset ends, and writes metrics, comparison, a figure and a checkpoint."""
+    name, *options = program.split()
+    command = [sys.executable, f"examples/{name}.py", *options, "--preset", "smoke"]
     done = subprocess.run(
-        [sys.executable, f"examples/{program}.py", "--preset", "smoke", "--out", str(tmp_path)],
+        [*command, "--out", str(tmp_path)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,

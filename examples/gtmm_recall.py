@@ -1,0 +1,425 @@
+"""Train generative models with memories on tasks of recall, and compare what they remember.
+
+    python examples/gtmm_recall.py --task perfect --memory icm introspection lstm --out runs/recall
+
+A sequence shows frames at random and then some of them again; where, the task says: `perfect`
+(the first ones, in order), `parity` (new pictures of a 0 or a 1, the parity of the first labels),
+`one_shot` (as `perfect`, characters of Omniglot, new ones in the test), `dynamic` (the label of a
+frame is the place of the next), `cued` (what followed a frame that is shown again). The frames are
+digits, or with `--frames vectors` normal vectors, for which a minute is enough.
+
+What is reported: the divergence of q from the prior where frames are recalled, over that of new
+frames (rho: 0 for a perfect memory, 1 for none), at the best and at the last epoch; that of the
+last frame; free energies per step; the share of recalled frames for which the prediction is
+nearest to the right one of those shown (retrieval), or for which a classifier finds the right
+digit in the prediction (recall accuracy).
+
+Written to OUT: `metrics.json` (the keys of several memories begin with their names), the ArviZ
+comparison (`comparison.csv`), and figures: divergence per step, training curves, frames with
+predictions and generated ends, read weights.
+
+Presets: `smoke` ends in seconds; `default` is for a laptop's CPU; `paper` has the sizes of the
+paper and wants a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from functools import partial
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from _interface import overridden, parser, pick_device, save_figure, write_json
+from _training import Pair, Schedule, draw, prepare, report, train
+from torch import Tensor, nn
+
+from pyro_seq.data import (
+    Batch,
+    FreshLoader,
+    Pictures,
+    Recall,
+    Vectors,
+    load_digits,
+    load_omniglot,
+    recall,
+)
+from pyro_seq.evaluation import FreeEnergy, forecast, free_energy
+from pyro_seq.evaluation.memories import recall_ratio, replay_memory
+from pyro_seq.evaluation.step_plots import reconstructions
+from pyro_seq.models import GTMM
+from pyro_seq.nn.mlp import FlatFrames, mlp
+from pyro_seq.plugins import available, get
+from pyro_seq.training import Callback
+
+TASKS = ("perfect", "parity", "one_shot", "dynamic", "cued")
+NOISE = 0.1
+
+
+class Preset(NamedTuple):
+    """One setting of the experiment.
+
+    Attributes:
+        length: Frames shown first.
+        recalled: Frames that follow.
+        size: Height and width of pictures, 28 or 14; of vectors, their coordinates.
+        latent: Size of z.
+        hidden: Units of the controllers; those of the LSTM are half as many again.
+        heads: Read heads.
+        network: Units of the hidden layer of prior and filter.
+        encoder: Units of each layer from the frame to its features.
+        decoder: Units of each layer from z to the frame; none for vectors, which are z and noise.
+        batches: Batches of an epoch.
+        evaluated: Sequences that are validated on, and as many for the test.
+        options: Further arguments of each memory by name.
+    """
+
+    length: int
+    recalled: int
+    size: int
+    latent: int
+    hidden: int
+    heads: int
+    network: int
+    encoder: tuple[int, ...]
+    decoder: tuple[int, ...]
+    batch: int
+    epochs: int
+    batches: int
+    learning_rate: float
+    clip_norm: float
+    evaluated: int = 256
+    options: dict[str, dict[str, Any]] = {}
+
+
+VECTORS = Preset(
+    length=8,
+    recalled=3,
+    size=8,
+    latent=8,
+    hidden=64,
+    heads=2,
+    network=64,
+    encoder=(),
+    decoder=(),
+    batch=32,
+    epochs=15,
+    batches=100,
+    learning_rate=3e-3,
+    clip_norm=10.0,
+)
+DIGITS = Preset(
+    length=10,
+    recalled=3,
+    size=14,
+    latent=16,
+    hidden=128,
+    heads=3,
+    network=64,
+    encoder=(200, 64),
+    decoder=(200, 200),
+    batch=16,
+    epochs=30,
+    batches=200,
+    learning_rate=1e-3,
+    clip_norm=1.0,
+)
+PRESETS = {
+    "default": {"digits": DIGITS, "vectors": VECTORS},
+    "smoke": {
+        name: preset._replace(
+            length=4, recalled=2, hidden=12, batch=4, epochs=2, batches=3, evaluated=8
+        )
+        for name, preset in (("digits", DIGITS), ("vectors", VECTORS))
+    },
+    "paper": {
+        "digits": DIGITS._replace(
+            length=20,
+            recalled=5,
+            size=28,
+            latent=32,
+            hidden=500,
+            heads=5,
+            network=128,
+            encoder=(512, 256, 64),
+            decoder=(256, 512),
+            batch=10,
+            epochs=200,
+            batches=1000,
+        ),
+        "vectors": VECTORS._replace(length=20, recalled=5, heads=5, batch=10, epochs=100),
+    },
+}
+# What a cue needs: to be looked up by itself, and what followed it to be stored beside it.
+CUED = {
+    "ntm": {"tied_query": True},
+    "lru": {"write_previous": True, "tied_query": True},
+    "dnc": {"write_previous": True, "tied_query": True},
+}
+
+
+class FixedNormal(nn.Module):
+    """Normal values around the decoder's output, whose spread is known."""
+
+    def forward(self, loc: Tensor) -> Any:  # noqa: ANN401
+        """Their distribution, `(*batch, size)`."""
+        return dist.Normal(loc, NOISE, validate_args=False).to_event(1)
+
+
+class Data(NamedTuple):
+    """Where training sequences come from, the test sequences, and a bank to learn labels from."""
+
+    train: FreshLoader
+    validation: Recall
+    test: Recall
+    bank: Pictures | Vectors
+
+
+class Measure(Callback):
+    """Ratios of divergences on the validation sequences after each epoch, and in its record."""
+
+    def __init__(self, sequences: Recall) -> None:
+        self.sequences = sequences
+        self.records: list[dict[str, float]] = []
+
+    def on_epoch_end(self, context: Any) -> None:  # noqa: ANN401
+        """Once per epoch, in one pass."""
+        pair = context.loss.model, context.loss.guide
+        ratio = measured(free_energy(*pair, self.sequences.batch, seed=0), self.sequences)
+        self.records.append({"loss": context.record["validation_loss"], **ratio})
+        context.record |= {f"validation_{key}": value for key, value in ratio.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The records so far."""
+        return {"records": self.records}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from those of a checkpoint."""
+        self.records = [*state["records"]]
+
+
+def main() -> None:
+    """Train with every memory, evaluate on fresh sequences, compare, plot."""
+    args, preset = arguments()
+    prepare(args)
+    began = time.perf_counter()
+    data = load(args, preset)
+    schedule = Schedule(preset.epochs, preset.learning_rate, 0.1, clip_norm=preset.clip_norm)
+    pairs, seconds, measures = {}, {}, {}
+    for name in args.memory:
+        pairs[name], measures[name] = build(name, args, preset, data), Measure(data.validation)
+        config = {"task": args.task, "frames": args.frames, **preset._asdict()}
+        batches = [data.validation.batch.to(pick_device(args.device))]
+        seconds[name] = train(
+            name,
+            pairs[name],
+            data.train,
+            batches,
+            schedule,
+            args,
+            config,
+            [measures[name]],
+        )
+    metrics = evaluate(pairs, data, args, preset)
+    for name, pair in pairs.items():
+        last = measures[name].records[-1]
+        metrics |= {f"{name}_last_validation_{key}": value for key, value in last.items()}
+        metrics[f"{name}_parameters"] = sum(p.numel() for p in nn.ModuleList(pair).parameters())
+        metrics[f"{name}_training_seconds"] = seconds[name]
+    if len(pairs) == 1:
+        metrics |= {key.removeprefix(f"{args.memory[0]}_"): v for key, v in metrics.items()}
+    metrics["seconds"] = max(time.perf_counter() - began, sum(seconds.values()))
+    draw(lambda: draw_figures(pairs, data, measures, args, preset))
+    write_json(args.out / "metrics.json", metrics, {**vars(args), **preset._asdict()})
+    print(f"\nResults and figures are in {args.out}, after {metrics['seconds']:.0f} s")
+
+
+def arguments() -> tuple[argparse.Namespace, Preset]:
+    """The command line, and the preset with what it overrides."""
+    options = parser(__doc__.splitlines()[0] if __doc__ else "", "runs/gtmm_recall")
+    options.add_argument("--task", choices=TASKS, default="perfect")
+    options.add_argument("--frames", choices=("digits", "vectors"), default="digits")
+    options.add_argument(
+        "--memory", nargs="+", default=None, metavar="NAME", help=", ".join(available("memories"))
+    )
+    args = options.parse_args()
+    if args.memory is None:
+        smoke = args.preset == "smoke"
+        args.memory = ["introspection", "lstm"] if smoke else ["icm", "introspection", "lstm"]
+    unknown = [name for name in args.memory if name not in available("memories")]
+    if unknown:
+        options.error(f"--memory: expected some of {available('memories')}; got {unknown}")
+    if args.frames == "vectors" and args.task in ("parity", "one_shot"):
+        options.error(f"--task {args.task} is about pictures; leave out --frames vectors")
+    preset = overridden(options, PRESETS[args.preset][args.frames], args.set)
+    if args.task == "dynamic" and args.frames == "digits" and preset.length < 10:
+        preset = preset._replace(length=10)  # each label is the place of a frame
+    return args, preset
+
+
+def load(args: argparse.Namespace, preset: Preset) -> Data:
+    """Training sequences without end, and fixed ones of other pictures for the test."""
+    if args.frames == "vectors":
+        classes = preset.length if args.task == "dynamic" else 0
+        banks: list[Any] = [Vectors(preset.size, classes)] * 2
+    elif args.task == "one_shot":
+        banks = [load_omniglot(s, args.data_dir, size=preset.size) for s in ("train", "test")]
+    else:
+        banks = [load_digits(s, args.data_dir, size=preset.size) for s in ("train", "test")]
+    device = pick_device(args.device)
+    if args.frames == "digits":
+        banks = [bank.to(device) for bank in banks]
+    make = partial(recall, args.task, length=preset.length, recalled=preset.recalled)
+    return Data(
+        FreshLoader(partial(make, banks[0], preset.batch), preset.batches, seed=args.seed),
+        make(banks[0], preset.evaluated, seed=1_000_000),
+        make(banks[1], preset.evaluated, seed=2_000_000),
+        banks[0],
+    )
+
+
+def build(name: str, args: argparse.Namespace, preset: Preset, data: Data) -> Pair:
+    """The model with that memory, and its filter."""
+    torch.manual_seed(args.seed)
+    frame = tuple(data.test.frames.shape[2:])
+    features = (torch.Size(frame).numel(), *preset.encoder)[-1]
+    encoder = nn.Sequential(FlatFrames(), *mlp(torch.Size(frame).numel(), preset.encoder))
+    pictures = args.frames == "digits"
+    latent = preset.latent if pictures else frame[0]
+    if name == "lstm":
+        options: dict[str, Any] = {"frame_features": features, "hidden": 3 * preset.hidden // 2}
+    else:
+        slots = preset.length + preset.recalled
+        options = {"slots": slots, "heads": preset.heads, "hidden": preset.hidden}
+    cued = CUED.get(name, {}) if args.task == "cued" else {}
+    model = GTMM(
+        frame,
+        latent=latent,
+        memory=name,
+        memory_options={**options, **cued, **preset.options.get(name, {})},
+        prior=[preset.network],
+        decoder=preset.decoder,
+        emission="bernoulli" if pictures else FixedNormal(),
+        encoder=encoder if name == "lstm" else None,
+    )
+    own = {"encoder": encoder, "features": features}
+    guide = get("guides", "filter")(model, hidden=[preset.network], **own)
+    pair = Pair(model, guide)
+    for part in pair:
+        part.to(pick_device(args.device))
+    return pair
+
+
+def measured(energy: FreeEnergy, sequences: Recall) -> dict[str, float]:
+    """The ratio of divergences and its parts."""
+    return recall_ratio(energy, sequences.recalled, sequences.before)._asdict()
+
+
+def evaluate(
+    pairs: dict[str, Pair], data: Data, args: argparse.Namespace, preset: Preset
+) -> dict[str, float]:
+    """What the pairs make of the test sequences; the comparison and the figures."""
+    test = data.test
+    energies = {name: free_energy(*pair, test.batch, seed=0) for name, pair in pairs.items()}
+    metrics, _ = report(energies, None, args)
+    classifier = None
+    if args.frames == "digits" and args.task != "one_shot":
+        classifier = classify(data.bank, 20 if args.preset == "smoke" else 1500)
+    print(f"\n{'':16s}{'rho':>18s}{'KL before':>11s}{'recalled':>10s}{'last':>8s}", end="")
+    print(f"{'retrieval':>11s}{'accuracy':>10s}")
+    for name, pair in pairs.items():
+        found = measured(energies[name], test)
+        means = reconstructions(pair.guide, test.batch, seed=0)["prediction"].cpu()
+        found |= predictions(means, test, classifier)
+        print(
+            f"{name:16s}{found['rho']:9.3f} +- {found['rho_se']:<5.2g}{found['kl_before']:11.2f}"
+            f"{found['kl_recall']:10.2f}{found['last_frame_kl']:8.2f}"
+            f"{found.get('retrieval', torch.nan):11.3f}"
+            f"{found.get('recall_accuracy', torch.nan):10.3f}"
+        )
+        metrics |= {f"{name}_{key}": value for key, value in found.items()}
+    return metrics
+
+
+def predictions(
+    means: Tensor, sequences: Recall, classifier: nn.Module | None
+) -> dict[str, float]:
+    """How often the frame that is predicted at a recalled step is nearest to the right one.
+
+    Args:
+        means: Frames predicted from those before them, `(sequences, time, *frame)`.
+        sequences: The sequences.
+        classifier: From pictures to logits of their labels.
+    """
+    found, steps = {}, sequences.recalled.cpu()
+    frames, source = sequences.frames.cpu(), sequences.source.cpu()
+    if (source[steps] >= 0).all():
+        shown = frames[:, : int(source.max()) + 1].flatten(2)
+        nearest = torch.cdist(means.flatten(2), shown).argmin(-1)
+        found["retrieval"] = float((nearest == source)[steps].double().mean())
+    if classifier is not None:
+        with torch.no_grad():
+            labels = classifier(means[steps]).argmax(-1)
+        found["recall_accuracy"] = float((labels == sequences.labels.cpu()[steps]).double().mean())
+    return found
+
+
+def classify(bank: Any, steps: int) -> nn.Module:  # noqa: ANN401
+    """A classifier of the pictures of a bank, on the CPU."""
+    torch.manual_seed(0)
+    size = bank.frames[0].numel()
+    network = nn.Sequential(nn.Flatten(), *mlp(size, [300, 100], nn.ReLU), nn.Linear(100, 10))
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    for _ in range(steps):
+        rows = torch.randint(len(bank.labels), (128,))
+        loss = nn.functional.cross_entropy(network(bank.take(rows).cpu()), bank.labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return network.eval()
+
+
+def draw_figures(
+    pairs: dict[str, Pair],
+    data: Data,
+    measures: dict[str, Measure],
+    args: argparse.Namespace,
+    preset: Preset,
+) -> None:
+    """Divergence per step, training curves, read weights, predicted and generated frames."""
+    from pyro_seq.evaluation.memories import plot_divergence, plot_read_weights
+    from pyro_seq.evaluation.plots import new_panels, plot_strips
+
+    test = data.test
+    divergences = {
+        name: free_energy(*pair, test.batch, seed=0).divergence.mean(0)
+        for name, pair in pairs.items()
+    }
+    save_figure(plot_divergence(divergences, test.recalled[0]), args.out / "divergence.png")
+    labels = {"loss": "validation loss (nats per step)", "rho": "rho", "last_frame_kl": "last KL"}
+    curves = new_panels(3.2, 2.6, len(labels))
+    for panel, (key, label) in zip(curves, labels.items(), strict=True):
+        for name, measure in measures.items():
+            values = [record[key] for record in measure.records]
+            panel.plot(range(1, len(values) + 1), values, label=name)
+        panel.set(xlabel="epoch", title=label)
+    curves[0].legend(fontsize="small")
+    save_figure(curves, args.out / "training.png")
+    first, rows = Batch(test.frames[:1]), {"frames": test.frames[0].cpu()}
+    for name, pair in pairs.items():
+        weights = replay_memory(pair.guide, first).weights[0]
+        if weights.numel():
+            save_figure(plot_read_weights(weights), args.out / f"read_weights_{name}.png")
+        if args.frames == "digits":
+            shown = test.frames[:1, : preset.length]
+            end = forecast(pair.guide, shown, preset.recalled, samples=1, seed=0).frames[0]
+            means = reconstructions(pair.guide, first)["prediction"][0]
+            rows[f"{name}: predicted"] = means.cpu()
+            rows[f"{name}: generated"] = torch.cat([shown, end.to(shown)], 1)[0].cpu()
+    if args.frames == "digits":
+        save_figure(plot_strips(rows), args.out / "frames.png")
+
+
+if __name__ == "__main__":
+    main()
