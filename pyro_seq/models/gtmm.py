@@ -150,6 +150,12 @@ class GTMM(SplitStepModel):
             emission = emission_head(emission, size, frame, **(emission_options or {}))
         self.emit = emission
 
+    def check(self, x: Tensor | None, mask: Tensor | None, controls: Tensor | None) -> None:
+        """Also that the memory has room for as many steps."""
+        super().check(x, mask, controls)
+        if x is not None:
+            self.memory.check_steps(x.shape[1])
+
     def begin(self, batch_shape: Size) -> State:
         """Zeros, and the memory as it begins."""
         memory = self.memory

@@ -248,6 +248,14 @@ def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
         GTMM(FRAME, latent=LATENT, **{**SIZES, **options})
 
 
+def test_too_many_steps_for_a_memory_that_does_not_wrap_are_named() -> None:
+    options = {"slots": TIME - 1, "hidden": 6, "ring": False}
+    model = GTMM(FRAME, latent=LATENT, memory="icm", memory_options=options, **SIZES).double()
+    guide = NeuralFilter(model, hidden=4).double()
+    with pytest.raises(ValueError, match="slots must be at least the number of steps, 5"):
+        filter_sequences(guide, data()[0])
+
+
 def test_missing_controls_are_named() -> None:
     model = made("dnc", CONTROLS)
     with pytest.raises(ValueError, match="controls must have the size .* 2; got none"):
