@@ -110,7 +110,7 @@ DEFAULT = Preset(
         "encodes": ["parameters", "gradients", "observation"],
         "stop_gradients": False,
     },
-    vfem={"iterations": 10, "rate": 0.3},
+    vfem={"iterations": 10, "rate": 0.3, "optimizer": "sgd", "samples": 4},
     epochs=70,
     learning_rate=0.01,
     final_rate=0.05,

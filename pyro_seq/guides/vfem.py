@@ -38,7 +38,9 @@ class VariationalEM(FilteringGuide):
         model: Any :class:`~pyro_seq.models.StepModel` with reparametrised latents.
         iterations: Gradient steps.
         rate: Learning rate of the first; it falls linearly to a tenth of it.
-        optimizer: `"adam"` or `"sgd"`, for each parameter by itself.
+        optimizer: `"adam"` or `"sgd"`, for each parameter by itself. Adam's steps are as long
+            where a gradient is noise alone: with many latents that say little, descend with
+            `"sgd"`, a rate below 1 in units of the start, and several draws per gradient.
         samples: Draws per gradient.
         start: `"prior"` or `"zeros"` (unconstrained parameters).
         units: What is descended on: `"start"`, moves from the start, locations in units of its
