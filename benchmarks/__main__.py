@@ -17,7 +17,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler talks otherwise
 import pyro
 import torch
 
-from benchmarks import graphed, kvae_step, online, srnn_step, state_space
+from benchmarks import graphed, kvae_step, memories, online, srnn_step, state_space
 from benchmarks.harness import machine
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "results" / "bench.json"
@@ -28,6 +28,7 @@ NAMES = (
     *KVAE_STEPS,
     *srnn_step.COMPARISONS,
     "online",
+    *memories.NAMES,
     *(graphed.NAMES if torch.cuda.is_available() else ()),
 )
 
@@ -50,6 +51,9 @@ def run(name: str, repetitions: int) -> tuple[dict, list[str]]:
     if name == "online":
         row = online.run_online()
         return row, online.describe_online(row)
+    if name in memories.NAMES:
+        row = memories.run(name, repetitions)
+        return row, memories.describe(name, row)
     if name in graphed.NAMES:
         row = graphed.run_graph(name, repetitions)
         return row, [graphed.describe_graph(name, row)]

@@ -14,11 +14,13 @@ from typing import NamedTuple
 
 import pyro
 import torch
+from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Step = Callable[[], object]
 MEBIBYTE = 2**20
+_NO_LAUNCH = {torch.ops.aten._unsafe_view.default, torch.ops.aten.empty_like.default}
 
 
 class Cost(NamedTuple):
@@ -75,17 +77,37 @@ def peak_memory(step: Step) -> float:
     return peak / MEBIBYTE
 
 
+def graph_memory(forward: Callable[[], object]) -> float:
+    """What backward will read of one forward pass, in MiB: saved tensors save for parameters.
+
+    Tensors that share memory count once.
+    """
+    saved: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept = forward()
+    size = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    del kept
+    return size / MEBIBYTE
+
+
 class _Counter(TorchDispatchMode):
-    """Counts what is dispatched below autograd."""
+    """Counts what is dispatched below autograd, and of that what computes anything."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.count = 0
+        self.count = self.launches = 0
 
     def __torch_dispatch__(
         self, func: OpOverload, types: tuple, args: tuple = (), kwargs: dict | None = None
     ) -> object:
         self.count += 1
+        self.launches += not (func.is_view or func in _NO_LAUNCH)
         return func(*args, **(kwargs or {}))
 
 
@@ -94,6 +116,13 @@ def count_operations(step: Step) -> int:
     with _Counter() as counter:
         step()
     return counter.count
+
+
+def count_launches(step: Step) -> int:
+    """Operators of one call that compute or copy anything, forward and backward: no views."""
+    with _Counter() as counter:
+        step()
+    return counter.launches
 
 
 def machine() -> dict[str, str | int | float]:

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import graphed, online, srnn_step
+from benchmarks import graphed, harness, memories, online, srnn_step
 from benchmarks.__main__ import NAMES, main
 from benchmarks.handwritten_srnn import NOTES, HandwrittenSRNN
+from benchmarks.harness import count_launches, count_operations, graph_memory
 from benchmarks.pyro_dmm import DeepMarkovModel, dmm_step
 from pyro_seq.inference import FilteringELBO
 from pyro_seq.models import SRNN
@@ -72,6 +73,56 @@ def test_online_updates_are_measured() -> None:
         assert found["first_tensors"] == found["last_tensors"] > 0
         assert found["first_tensor_mib"] == found["last_tensor_mib"]
         assert 0.1 < found["ratio_time"] < 10
+
+
+TINY = memories.Size(batch=2, time=3, slots=4, word=3, heads=2, hidden=5)
+
+
+@pytest.fixture
+def unprofiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is not measured: the profiler takes seconds to start."""
+    monkeypatch.setattr(harness, "peak_memory", lambda _: 1.0)
+
+
+@pytest.mark.usefixtures("unprofiled")
+def test_memories_are_measured() -> None:
+    row = memories.run_memories(3, TINY)
+    assert len(memories.describe("memories", row)) == 1 + len(memories.memories(TINY))
+    assert row["LSTMCell"]["ratio_wall"] == 1
+    assert row["lstm"]["launches_per_step"] < row["dnc"]["launches_per_step"]
+    assert row["lru"]["launches_per_step"] == row["lru_5"]["launches_per_step"] > 20
+
+
+@pytest.mark.usefixtures("unprofiled")
+def test_top_k_holds_less() -> None:
+    row = memories.run_top_k(3, TINY._replace(slots=500))
+    assert row["ratio_graph"] < 0.5 and len(memories.describe("memories_top_k", row)) == 1
+
+
+def test_a_peer_that_is_absent_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memories, "PEER", "a_package_that_is_nowhere")
+    lines = memories.describe("memories_dnc", memories.run_dnc(3, TINY))
+    assert lines == ["DNC against the package a_package_that_is_nowhere: peer not installed"]
+
+
+@pytest.mark.usefixtures("unprofiled")
+def test_the_package_is_measured_where_it_is_installed() -> None:
+    pytest.importorskip(memories.PEER)
+    row = memories.run_dnc(3, TINY)
+    assert memories.peer_dnc(TINY)(torch.zeros(2, 3, 3)).shape == (2, 3, 3)
+    assert row["dnc"]["operations"] > 100 and len(memories.describe("memories_dnc", row)) == 1
+
+
+def test_launches_and_what_a_graph_holds() -> None:
+    a, b = torch.rand(8, 128), torch.rand(128, 8, requires_grad=True)
+
+    def multiply() -> Tensor:
+        return (a.unsqueeze(0).squeeze(0) @ b.view(128, 8)).exp()
+
+    with torch.no_grad():
+        assert (count_operations(multiply), count_launches(multiply)) == (5, 2)
+    held = 4 * (a.numel() + 64)  # the factor of what has a gradient, and the result of exp
+    assert graph_memory(multiply) * 2**20 == held
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
