@@ -7,11 +7,11 @@ r"""What NTM, LRU and DNC share: a controller that is given what was read before
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_seq.memory.base import Context, Memory, check_positive
 from pyro_seq.memory.interface import RowWriter
-from pyro_seq.nn.recurrent import lstm_step
+from pyro_seq.nn.recurrent import RepeatedLSTMCell, lstm_step
 
 __all__ = ["ControlledMemory"]
 
@@ -49,7 +49,7 @@ class ControlledMemory(Memory):
         self.reads = heads * self.word
         self.context_includes_state = context_includes_state
         self.context = self.reads + hidden * context_includes_state
-        self.cell = nn.LSTMCell(latent + controls + self.reads, hidden)
+        self.cell = RepeatedLSTMCell(latent + controls + self.reads, hidden)
 
     def control(
         self,

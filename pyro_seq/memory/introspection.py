@@ -18,7 +18,7 @@ from torch import Size, Tensor, nn
 
 from pyro_seq.memory.base import Context, Memory, check_choice, check_positive
 from pyro_seq.memory.interface import Interface
-from pyro_seq.nn.recurrent import lstm_step
+from pyro_seq.nn.recurrent import RepeatedLSTMCell, lstm_step
 from pyro_seq.nn.repeated import RepeatedLinear
 from pyro_seq.ops import addressing
 from pyro_seq.plugins import register
@@ -96,7 +96,7 @@ class Introspection(Memory):
         self.reads = heads * latent
         self.context_includes_state = context_includes_state
         self.context = self.reads + hidden * context_includes_state
-        self.cell = nn.LSTMCell(latent + controls, hidden)
+        self.cell = RepeatedLSTMCell(latent + controls, hidden)
         parts: dict[str, tuple[int, ...]] = {"attention": (attention_hidden,)}
         self.gates = None
         if learnt_gates:

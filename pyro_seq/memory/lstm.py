@@ -13,10 +13,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Size, Tensor, nn
+from torch import Size, Tensor
 
 from pyro_seq.memory.base import Context, Memory, check_positive
-from pyro_seq.nn.recurrent import lstm_step
+from pyro_seq.nn.recurrent import RepeatedLSTMCell, lstm_step
 from pyro_seq.plugins import register
 
 __all__ = ["LSTMMemory", "LSTMState"]
@@ -56,7 +56,7 @@ class LSTMMemory(Memory):
         super().__init__(latent, controls=controls, frame_features=frame_features)
         self.hidden = self.context = hidden
         self.reads = 0
-        self.cell = nn.LSTMCell(frame_features + latent + controls, hidden)
+        self.cell = RepeatedLSTMCell(frame_features + latent + controls, hidden)
 
     def initial_state(self, batch_shape: Size) -> LSTMState:
         """Zeros."""

@@ -11,7 +11,7 @@ from pyro_seq.nn.matching import match_parameters
 from pyro_seq.nn.mlp import mlp
 from pyro_seq.nn.pixels import PixelHead
 from pyro_seq.nn.pyramid import PyramidDecoder, PyramidEncoder
-from pyro_seq.nn.recurrent import OverTime, lstm_step
+from pyro_seq.nn.recurrent import OverTime, RepeatedLSTMCell, lstm_step
 from pyro_seq.nn.repeated import RepeatedLinear, repeated
 from pyro_seq.nn.weights import LSTMWeights, MLPWeights, StaticWeights, WeightNetwork
 
@@ -32,6 +32,7 @@ __all__ = [
     "PixelHead",
     "PyramidDecoder",
     "PyramidEncoder",
+    "RepeatedLSTMCell",
     "RepeatedLinear",
     "StaticWeights",
     "WeightNetwork",

@@ -4,7 +4,37 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-__all__ = ["OverTime", "lstm_step"]
+from pyro_seq.nn.repeated import linear
+
+__all__ = ["OverTime", "RepeatedLSTMCell", "lstm_step"]
+
+
+class RepeatedLSTMCell(nn.LSTMCell):
+    """``torch.nn.LSTMCell``, for a cell that is called at every step of a loop.
+
+    It differs inside :func:`repeated` alone, and there only in the order of the sums that make
+    the gradient of its weights; on CUDA, where the cell is one kernel, not at all.
+
+    Example:
+        >>> import torch
+        >>> cell, state = RepeatedLSTMCell(3, 2), (torch.zeros(4, 2), torch.zeros(4, 2))
+        >>> h, c = cell(torch.zeros(4, 3), state)
+        >>> h.shape, c.shape
+        (torch.Size([4, 2]), torch.Size([4, 2]))
+    """
+
+    def forward(
+        self, inputs: Tensor, state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Output and cell, `(batch, hidden)` each, for inputs `(batch, inputs)`."""
+        if state is None or inputs.is_cuda:
+            return super().forward(inputs, state)
+        h, c = state
+        gates = linear(inputs, self.weight_ih, self.bias_ih)
+        gates = gates + linear(h, self.weight_hh, self.bias_hh)
+        write, keep, new, read = gates.chunk(4, -1)
+        c = keep.sigmoid() * c + write.sigmoid() * new.tanh()
+        return read.sigmoid() * c.tanh(), c
 
 
 def lstm_step(cell: nn.LSTMCell, inputs: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:

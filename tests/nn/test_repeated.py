@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pyro_seq.nn.recurrent import RepeatedLSTMCell, lstm_step
 from pyro_seq.nn.repeated import RepeatedLinear, linear, repeated
 from pyro_seq.ops.trees import leaves
 
@@ -50,6 +51,25 @@ def test_gradients_are_those_of_plain_layers(network: nn.Module, times: int) -> 
     """Also when the loop calls a layer more or less often than was said."""
     h = start()
     torch.testing.assert_close(gradients(network, h, times), gradients(network, h, None))
+
+
+@pytest.mark.parametrize("times", [None, 3, TIMES])
+def test_a_cell_of_an_lstm_is_the_plain_one(times: int | None) -> None:
+    """Outputs, cells and all gradients, with two dimensions of the batch."""
+    torch.manual_seed(0)
+    own, plain = RepeatedLSTMCell(3, 4).double(), nn.LSTMCell(3, 4).double()
+    plain.load_state_dict(own.state_dict())
+    x, first = start(), torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True)
+    found = []
+    for cell in (own, plain):
+        h, c = first, first.sin()
+        with repeated(times):
+            for _ in range(TIMES):
+                h, c = lstm_step(cell, x + h.sum(-1, keepdim=True), h, c)
+        total = (h.square() + c).sum()
+        found.append([h, c, *torch.autograd.grad(total, [x, first, *cell.parameters()])])
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(own(x[0].detach())[0], plain(x[0].detach())[0])
 
 
 def test_weights_collect_one_gradient(network: nn.Module) -> None:
