@@ -152,14 +152,14 @@ class DNC(ControlledMemory):
         """Controller, one row written, links, and rows read."""
         h, c = self.control(state.h, state.c, state.reads, z, u_t, features)
         parts = self.interface(h)
-        read_strengths, write_strength = addressing.oneplus(parts["strengths"]).split(
-            [self.heads, 1], -1
-        )
+        queries = torch.cat([self.writer.cue(parts["queries"], z), parts["write_query"]], -2)
+        queries = addressing.unit(queries, addressing.oneplus(parts["strengths"]))
+        queries, query = queries.split([self.heads, 1], -2)
         gates = torch.cat([parts["free"], parts["gates"], parts["erase"]], -1).sigmoid()
         free, gates, erase = gates.split([self.heads, 2, self.word], -1)
         before = state.write.detach() if self.detach_usage else state.write
         used = addressing.retained_usage(state.usage, before, state.weights, free)
-        likeness = addressing.content_weights(parts["write_query"], state.rows, write_strength)
+        likeness = addressing.likeness(query, state.rows)
         write = gates[..., 1:] * torch.lerp(
             likeness.squeeze(-2), addressing.allocation(used.usage), gates[..., :1]
         )
@@ -167,9 +167,7 @@ class DNC(ControlledMemory):
         kept = state.rows * used.retention.unsqueeze(-1) if self.erase_freed else state.rows
         rows = addressing.erase_and_add(kept, write, erase, row)
         links = addressing.temporal_links(state.links, state.precedence, write)
-        likeness = addressing.content_weights(
-            self.writer.cue(parts["queries"], z), rows, read_strengths
-        )
+        likeness = addressing.likeness(queries, rows)
         weights = _mix(parts["modes"], links.links, state.weights, likeness)
         context = self.read(h, weights, rows)
         return context, DNCState(
@@ -181,4 +179,4 @@ def _mix(modes: Tensor, links: Tensor, before: Tensor, likeness: Tensor) -> Tens
     """Read weights: backward, by content and forward, in the proportion of the modes."""
     backward, forward = addressing.follow_links(links, before)
     ways = torch.stack([backward, likeness, forward], -2)
-    return (modes.softmax(-1).unsqueeze(-2) @ ways).squeeze(-2)
+    return (modes.softmax(-1).unsqueeze(-1) * ways).sum(-2)

@@ -22,7 +22,7 @@ from torch import Size, Tensor, nn
 
 from pyro_seq.memory.base import Context, Memory, check_positive
 from pyro_seq.memory.interface import Interface, Start
-from pyro_seq.nn.recurrent import lstm_step
+from pyro_seq.nn.recurrent import RepeatedLSTMCell, lstm_step
 from pyro_seq.nn.repeated import RepeatedLinear
 from pyro_seq.ops import addressing
 from pyro_seq.ops.addressing import Sparse
@@ -130,7 +130,7 @@ class ICM(Memory):
         self.context_includes_state = context_includes_state
         self.reads = heads * latent
         self.context = self.reads + hidden * context_includes_state + heads
-        self.cell = nn.LSTMCell(latent + controls, hidden)
+        self.cell = RepeatedLSTMCell(latent + controls, hidden)
         self.content = RepeatedLinear(latent, key, bias=False)
         self.surroundings = RepeatedLinear(hidden, key, bias=False)
         self.null = nn.Parameter(torch.randn(key))
@@ -194,8 +194,7 @@ class ICM(Memory):
         slots = torch.arange(self.slots, device=z.device)
         slot = state.steps % self.slots
         strengths = addressing.oneplus(parts["strengths"])
-        queries = addressing.unit(content.unsqueeze(-2) + parts["queries"])
-        queries = queries * strengths.unsqueeze(-1)
+        queries = addressing.unit(content.unsqueeze(-2) + parts["queries"], strengths)
         positions = None
         if "positions" in parts:
             scores = self.places(parts["positions"].tanh())
@@ -221,7 +220,7 @@ def _dense(step: _Step, state: ICMState) -> tuple[Tensor, Tensor]:
     ways = [content, content.roll(1, -1), state.weights.roll(1, -1), last]
     if step.positions is not None:
         ways.append(torch.where(step.written.unsqueeze(-2), step.positions, 0))
-    weights = (step.ways.unsqueeze(-2) @ torch.stack(ways, -2)).squeeze(-2)
+    weights = (step.ways.unsqueeze(-1) * torch.stack(ways, -2)).sum(-2)
     return weights, content.amax(-1)
 
 

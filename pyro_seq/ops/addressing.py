@@ -36,6 +36,7 @@ __all__ = [
     "gather_rows",
     "largest",
     "least_used",
+    "likeness",
     "oneplus",
     "positive_weights",
     "recent_usage",
@@ -95,13 +96,17 @@ def oneplus(x: Tensor) -> Tensor:
     return 1 + functional.softplus(x)
 
 
-def unit(vectors: Tensor) -> Tensor:
-    r""":math:`v / \sqrt{|v|^2 + \epsilon}`, finite with its gradient at zero.
+def unit(vectors: Tensor, lengths: Tensor | None = None) -> Tensor:
+    r""":math:`l\, v / \sqrt{|v|^2 + \epsilon}`, finite with its gradient at zero.
 
     Args:
-        vectors: `(*batch, size)`.
+        vectors: v, `(*batch, size)`.
+        lengths: l, `(*batch,)`; None for one.
     """
-    return vectors * (vectors.square().sum(-1, keepdim=True) + _ROOT).rsqrt()
+    factors = (vectors.square().sum(-1) + _ROOT).rsqrt()
+    if lengths is not None:
+        factors = factors * lengths
+    return vectors * factors.unsqueeze(-1)
 
 
 def content_weights(queries: Tensor, rows: Tensor, strengths: Tensor | None = None) -> Tensor:
@@ -118,9 +123,16 @@ def content_weights(queries: Tensor, rows: Tensor, strengths: Tensor | None = No
     Returns:
         `(*batch, heads, slots)`, each head's weights adding up to 1.
     """
-    queries = unit(queries)
-    if strengths is not None:
-        queries = queries * strengths.unsqueeze(-1)
+    return likeness(unit(queries, strengths), rows)
+
+
+def likeness(queries: Tensor, rows: Tensor) -> Tensor:
+    """:func:`content_weights` of queries that are as long as their strengths, see :func:`unit`.
+
+    Args:
+        queries: `(*batch, heads, word)`.
+        rows: `(*batch, slots, word)`.
+    """
     lengths = (rows.square().sum(-1) + _ROOT).rsqrt().unsqueeze(-2)
     return ((queries @ rows.mT) * lengths).softmax(-1)
 
@@ -218,7 +230,7 @@ def erase_and_add(rows: Tensor, weights: Tensor, erase: Tensor, add: Tensor) -> 
         add: a, `(*batch, word)`.
     """
     change = add.unsqueeze(-2) - erase.unsqueeze(-2) * rows
-    return torch.addcmul(rows, weights.unsqueeze(-1), change)
+    return rows + weights.unsqueeze(-1) * change
 
 
 def write_row(rows: Tensor, slot: Tensor, row: Tensor) -> Tensor:
@@ -309,10 +321,11 @@ def temporal_links(links: Tensor, precedence: Tensor, write: Tensor) -> Links:
         write: w, `(*batch, slots)`, adding up to 1 at most.
     """
     to, after = write.unsqueeze(-1), precedence.unsqueeze(-2)
-    links = torch.addcmul((1 - to - write.unsqueeze(-2)) * links, to, after)
+    half = 0.5 - write
+    links = (half.unsqueeze(-1) + half.unsqueeze(-2)) * links + to * after
     itself = torch.eye(write.shape[-1], dtype=torch.bool, device=write.device)
     left = 1 - write.sum(-1, keepdim=True)
-    return Links(links.masked_fill(itself, 0), torch.addcmul(write, left, precedence))
+    return Links(links.masked_fill(itself, 0), write + left * precedence)
 
 
 def follow_links(links: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

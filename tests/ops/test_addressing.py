@@ -349,6 +349,10 @@ CASES: dict[str, tuple[Callable[..., Tensor], tuple[Callable[[], Tensor], ...]]]
         addressing.content_weights,
         (lambda: torch.randn(2, 2, 3), lambda: torch.randn(2, 4, 3), lambda: torch.rand(2, 2)),
     ),
+    "likeness": (
+        lambda *parts: addressing.likeness(addressing.unit(parts[0], parts[1]), parts[2]),
+        (lambda: torch.randn(2, 2, 3), lambda: torch.rand(2, 2), lambda: torch.randn(2, 4, 3)),
+    ),
     "candidates": (
         lambda s, n: addressing.candidate_weights(s, torch.tensor([True, False, True, True]), n),
         (lambda: torch.randn(2, 4), lambda: torch.randn(2)),
