@@ -65,6 +65,9 @@ def tables(folder: Path = RESULTS) -> dict[str, str]:
     if "benchmark_avf" in runs:
         made["bench_avf.md"] = bench_filters(runs["benchmark_avf"])
         made["bench_online.md"] = bench_online(runs["benchmark_avf"])
+    if "benchmark_memory" in runs:
+        made["bench_memory.md"] = bench_memory(runs["benchmark_memory"])
+        made["bench_memory_pairs.md"] = bench_memory_pairs(runs["benchmark_memory"])
     return made
 
 
@@ -424,6 +427,45 @@ def bench_online(report: dict[str, Any]) -> str:
     ]  # fmt: skip
     title = f"{row['steps']} updates, first / last {row['window']}"
     return table([title, "CPU ms per update", "MiB of the process", "tensors alive"], rows)
+
+
+def bench_memory(report: dict[str, Any]) -> str:
+    """Forward and backward of every memory against an LSTM cell."""
+    rows = [
+        [
+            name, f"{cost['ratio_wall']:.1f}", f"{cost['ratio_fastest']:.1f}",
+            f"{cost['ratio_cpu']:.1f}", cost["launches_per_step"], f"{cost['peak_mib']:.1f}",
+        ]
+        for name, cost in report["results"]["memories"].items() if isinstance(cost, dict)
+    ]  # fmt: skip
+    columns = ["", "ratio", "of the fastest", "of CPU time", "launches per step", "peak MiB"]
+    machine = report["machine"]
+    note = (
+        f"`{machine['command']}`, {machine['cpu']}, one thread of {machine['cores']} cores, load "
+        f"average {machine['load_average']}, torch {machine['torch']}; medians."
+    )
+    return table(columns, rows) + f"\n{note}\n"
+
+
+def bench_memory_pairs(report: dict[str, Any]) -> str:
+    """The DNC against that of a package, and an ICM that reads few rows against all."""
+    results, rows = report["results"], []
+    for key, name, peer in (
+        ("memories_dnc", "dnc", "dnc"),
+        ("memories_top_k", "icm, {top_k} of {slots} rows", "dense"),
+    ):
+        row = results[key]
+        ours, other = row["pyro_seq"], row[peer]
+        rows.append([
+            name.format(**row), f"`{row['peer']}`" if "peer" in row else "all rows",
+            f"{row['ratio_wall']:.2f}", f"{row['ratio_fastest']:.2f}", f"{row['ratio_cpu']:.2f}",
+            f"{row['target']}" if "target" in row else "",
+            f"{ours['operations']} / {other['operations']}",
+            f"{ours['graph_mib']:.1f} / {other['graph_mib']:.1f}" if "graph_mib" in ours else "",
+            f"{ours['peak_mib']:.1f} / {other['peak_mib']:.1f}",
+        ])  # fmt: skip
+    columns = ["", "against", "ratio", "of the fastest", "of CPU time", "target", "operations"]
+    return table([*columns, "graph MiB", "peak MiB"], rows)
 
 
 def mean(runs: Iterable[dict[str, Any]], key: str) -> float:
