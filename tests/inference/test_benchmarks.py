@@ -80,8 +80,9 @@ TINY = memories.Size(batch=2, time=3, slots=4, word=3, heads=2, hidden=5)
 
 @pytest.fixture
 def unprofiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory is not measured: the profiler takes seconds to start."""
+    """No memory is measured and no garbage collected, which takes seconds."""
     monkeypatch.setattr(harness, "peak_memory", lambda _: 1.0)
+    monkeypatch.setattr(harness.gc, "collect", lambda: 0)
 
 
 @pytest.mark.usefixtures("unprofiled")
