@@ -104,7 +104,7 @@ VECTORS = Preset(
     encoder=(),
     decoder=(),
     batch=32,
-    epochs=15,
+    epochs=30,
     batches=100,
     learning_rate=3e-3,
     clip_norm=10.0,
@@ -205,7 +205,7 @@ def main() -> None:
     prepare(args)
     began = time.perf_counter()
     data = load(args, preset)
-    schedule = Schedule(preset.epochs, preset.learning_rate, 0.1, clip_norm=preset.clip_norm)
+    schedule = Schedule(preset.epochs, preset.learning_rate, 1.0, clip_norm=preset.clip_norm)
     pairs, seconds, measures = {}, {}, {}
     for name in args.memory:
         pairs[name], measures[name] = build(name, args, preset, data), Measure(data.validation)

@@ -57,7 +57,7 @@ class AVF(FilteringGuide):
     Args:
         model: Any :class:`~pyro_seq.models.StepModel` with reparametrised latents.
         iterations: K.
-        hidden: Units of each layer of the network.
+        hidden: Units of each layer of the network, all alike, or of the only one.
         update: `"highway"` or `"sgd"`.
         encodes: What the network reads, of :data:`ENCODES`: the parameters and their gradients,
             the frame, the precision-weighted errors of frame and latents
@@ -93,7 +93,7 @@ class AVF(FilteringGuide):
         model: StepModel,
         iterations: int = 1,
         *,
-        hidden: Sequence[int] = (1024, 1024),
+        hidden: int | Sequence[int] = (1024, 1024),
         update: str = "highway",
         encodes: Sequence[str] = ("parameters", "gradients"),
         normalise: str = "log",
@@ -131,7 +131,7 @@ class AVF(FilteringGuide):
         }
         self.network = IterativeInference(
             {f"{s}.{p}": n for s, sizes in known.sizes.items() for p, n in sizes.items()},
-            hidden=hidden,
+            hidden=[hidden] if isinstance(hidden, int) else hidden,
             update=update,
             reads=[name for name in encodes if name not in others],
             others={name: others[name] for name in encodes if name in others},

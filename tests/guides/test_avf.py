@@ -331,6 +331,14 @@ def test_the_unit_of_the_latents_does_not_matter(kind: str, units: str) -> None:
     assert (losses[1] == pytest.approx(losses[0], rel=1e-9)) == (units == "start")
 
 
+def test_one_layer_by_its_width() -> None:
+    torch.manual_seed(0)
+    one = AVF(LinearStep(), hidden=4)
+    torch.manual_seed(0)
+    other = AVF(LinearStep(), hidden=[4])
+    assert all(map(torch.equal, one.network.parameters(), other.network.parameters()))
+
+
 def test_moves_and_back() -> None:
     inner = problem(Traffic(), traffic()[0][:, 0])
     inner.begin()
