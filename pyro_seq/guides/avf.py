@@ -117,6 +117,7 @@ class AVF(FilteringGuide):
         if encoder is not None and features is None:
             raise ValueError("features must be the size of the encoder's output; got None")
         known = prototype(model)
+        self.frame_shape = known.frame_shape
         self.iterations, self.samples = iterations, samples
         self.start, self.units = start, units
         self.reads_priors = self._several = len(known.sizes) > 1

@@ -89,6 +89,8 @@ class FilteringGuide(PyroModule):
         reads_priors: Whether the functions from sites to q read anything of a prior beside its
             shapes and its family, which q then has too. If not, priors need not be known yet when
             latents are drawn.
+        frame_shape: Shape of the model's frames, where the guide has found out; frames of another
+            shape are then refused.
 
     Raises:
         TypeError: When the model is no step model.
@@ -98,6 +100,7 @@ class FilteringGuide(PyroModule):
     online: bool = True
     parallel: bool = False
     reads_priors: bool = True
+    frame_shape: Size | None = None
 
     def __init__(self, model: StepModel) -> None:
         super().__init__(unique_name(type(self).__name__.lower()))
@@ -201,6 +204,11 @@ class FilteringGuide(PyroModule):
         Returns:
             The frames, and the memory of a split model's embedding after them.
         """
+        if self.frame_shape is not None and x.shape[2:] != self.frame_shape:
+            raise ValueError(
+                f"x must be (batch, time, *frame) with frame = {tuple(self.frame_shape)}, as the "
+                f"model makes them; got shape {tuple(x.shape)}"
+            )
         clean = x if mask is None else torch.where(_unsqueeze(mask, x), x, torch.zeros_like(x))
         informed = None if mask is None else self.informed(mask)
         encoding = self.encode(clean, mask, controls)

@@ -87,6 +87,7 @@ class NeuralFilter(FilteringGuide):
     ) -> None:
         super().__init__(model)
         known = prototype(model)
+        self.frame_shape = known.frame_shape
         self.residual = self.reads_priors = residual
         self.reads = None if reads is None else tuple(reads)
         if encoder is not None and features is None:

@@ -87,6 +87,7 @@ class BackwardSmoother(FilteringGuide):
         if encoder is not None and features is None:
             raise ValueError("features must be the size of the encoder's output; got None")
         known = prototype(model)
+        self.frame_shape = known.frame_shape
         self.encoder = FlatFrames() if encoder is None else encoder
         self.embedding = embedding if isinstance(embedding, bool) else tuple(embedding)
         inputs = (features or known.frame_shape.numel()) + known.controls

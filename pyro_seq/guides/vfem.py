@@ -72,7 +72,8 @@ class VariationalEM(FilteringGuide):
         units: str = "start",
     ) -> None:
         super().__init__(model)
-        self.reads_priors = len(prototype(model).sizes) > 1
+        known = prototype(model)
+        self.frame_shape, self.reads_priors = known.frame_shape, len(known.sizes) > 1
         if optimizer not in ("adam", "sgd"):
             raise ValueError(f"optimizer must be 'adam' or 'sgd'; got {optimizer!r}")
         check_choice("start", start, STARTS)

@@ -363,3 +363,22 @@ def test_the_prior_of_the_guide_is_that_of_the_step() -> None:
     found = FilteringELBO().loss(model, guide, x)
     torch.manual_seed(0)
     assert found == pytest.approx(TraceMeanField_ELBO().loss(model, guide, x), rel=1e-10)
+
+
+class Plain(Small):
+    def step(self, state: State, x_t: Tensor | None, u_t: Tensor | None = None) -> State:
+        z = self.latent("z", state)
+        self.observed(z, x_t)
+        return State(z)
+
+
+@pytest.mark.parametrize("guide", [name for name in CORE if name != "bootstrap"])
+def test_frames_of_another_shape_are_named(guide: str) -> None:
+    """Also where they could be broadcast."""
+    pair = GUIDES[guide](Plain())
+    for width in (1, 3):
+        message = (
+            rf"x must be .* frame = \(2,\), as the model makes them; got shape \(4, 5, {width}"
+        )
+        with pytest.raises(ValueError, match=message):
+            filter_sequences(pair, torch.zeros(4, 5, width))
