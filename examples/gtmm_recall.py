@@ -221,7 +221,8 @@ def main() -> None:
             config,
             [measures[name]],
         )
-    metrics = evaluate(pairs, data, args, preset)
+    energies = {n: free_energy(*pair, data.test.batch, seed=0) for n, pair in pairs.items()}
+    metrics = evaluate(pairs, energies, data, args)
     for name, pair in pairs.items():
         last = measures[name].records[-1]
         metrics |= {f"{name}_last_validation_{key}": value for key, value in last.items()}
@@ -230,7 +231,7 @@ def main() -> None:
     if len(pairs) == 1:
         metrics |= {key.removeprefix(f"{args.memory[0]}_"): v for key, v in metrics.items()}
     metrics["seconds"] = max(time.perf_counter() - began, sum(seconds.values()))
-    draw(lambda: draw_figures(pairs, data, measures, args, preset))
+    draw(lambda: draw_figures(pairs, energies, data, measures, args, preset))
     write_json(args.out / "metrics.json", metrics, {**vars(args), **preset._asdict()})
     print(f"\nResults and figures are in {args.out}, after {metrics['seconds']:.0f} s")
 
@@ -317,11 +318,13 @@ def measured(energy: FreeEnergy, sequences: Recall) -> dict[str, float]:
 
 
 def evaluate(
-    pairs: dict[str, Pair], data: Data, args: argparse.Namespace, preset: Preset
+    pairs: dict[str, Pair],
+    energies: dict[str, FreeEnergy],
+    data: Data,
+    args: argparse.Namespace,
 ) -> dict[str, float]:
     """What the pairs make of the test sequences; the comparison and the figures."""
     test = data.test
-    energies = {name: free_energy(*pair, test.batch, seed=0) for name, pair in pairs.items()}
     metrics, _ = report(energies, None, args)
     classifier = None
     if args.frames == "digits" and args.task != "one_shot":
@@ -382,6 +385,7 @@ def classify(bank: Any, steps: int) -> nn.Module:  # noqa: ANN401
 
 def draw_figures(
     pairs: dict[str, Pair],
+    energies: dict[str, FreeEnergy],
     data: Data,
     measures: dict[str, Measure],
     args: argparse.Namespace,
@@ -392,10 +396,7 @@ def draw_figures(
     from pyro_seq.evaluation.plots import new_panels, plot_strips
 
     test = data.test
-    divergences = {
-        name: free_energy(*pair, test.batch, seed=0).divergence.mean(0)
-        for name, pair in pairs.items()
-    }
+    divergences = {name: energy.divergence.mean(0) for name, energy in energies.items()}
     save_figure(plot_divergence(divergences, test.recalled[0]), args.out / "divergence.png")
     labels = {"loss": "validation loss (nats per step)", "rho": "rho", "last_frame_kl": "last KL"}
     curves = new_panels(3.2, 2.6, len(labels))

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from pyro_seq.nn.repeated import RepeatedLinear
 
-__all__ = ["NORMALISATIONS", "UPDATES", "IterativeInference", "layer_norm"]
+__all__ = ["NORMALISATIONS", "UPDATES", "IterativeInference", "check_choice", "layer_norm"]
 
 UPDATES = ("highway", "sgd")
 NORMALISATIONS = ("layer", "log", "none")
@@ -70,10 +70,10 @@ class IterativeInference(nn.Module):
         gradient_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        _check("update", update, UPDATES)
-        _check("normalise", normalise, NORMALISATIONS)
+        check_choice("update", update, UPDATES)
+        check_choice("normalise", normalise, NORMALISATIONS)
         for read in reads:
-            _check("reads", read, ("parameters", "gradients"))
+            check_choice("reads", read, ("parameters", "gradients"))
         if not hidden or len(set(hidden)) > 1:
             raise ValueError(f"hidden must have one or more layers of one width; got {hidden}")
         self.sizes = dict(sizes)
@@ -148,6 +148,7 @@ def layer_norm(values: Tensor) -> Tensor:
     return functional.layer_norm(values, values.shape[-1:], eps=1e-14)
 
 
-def _check(argument: str, name: str, known: tuple[str, ...]) -> None:
+def check_choice(argument: str, name: str, known: tuple[str, ...]) -> None:
+    """Raises a ValueError unless the name is one of those known."""
     if name not in known:
         raise ValueError(f"{argument} must be one of {', '.join(known)}; got {name!r}")

@@ -21,7 +21,7 @@ from pyro_seq.distributions.parameters import (
 from pyro_seq.guides.context import LocalEnergy, StepContext
 from pyro_seq.guides.sites import LatentSite, site_parameters
 
-__all__ = ["STARTS", "UNITS", "LocalProblem", "Slope", "check_choice"]
+__all__ = ["STARTS", "UNITS", "LocalProblem", "Slope"]
 
 LIMIT = 7.5
 STARTS = ("prior", "zeros")
@@ -209,12 +209,6 @@ class LocalProblem:
             slopes = tuple(torch.zeros_like(leaf) for leaf in leaves.values())
         gradients = [slope / self.samples if self.samples > 1 else slope for slope in slopes]
         return Slope(energies[-1], dict(zip(leaves, gradients, strict=True)))
-
-
-def check_choice(argument: str, name: str, known: tuple[str, ...]) -> None:
-    """Raises a ValueError unless the name is one of those known."""
-    if name not in known:
-        raise ValueError(f"{argument} must be one of {', '.join(known)}; got {name!r}")
 
 
 def _leaf(value: Tensor) -> Tensor:
