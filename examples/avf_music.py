@@ -148,8 +148,7 @@ PRESETS = {
         avf_draws=1,
     ),
 }
-# What the larger sets need otherwise, found by validation. Most songs of Nottingham, and many of
-# MuseData, are in a few keys: moved ones are not what the test holds.
+# What the larger sets need otherwise, found by short runs of the baseline on validation songs.
 LARGER: dict[str, dict[str, Any]] = {
     "jsb": {},
     "nottingham": {"epochs": 40, "dropout": 0.1, "frame_dropout": 0.05, "transpose": None},

@@ -80,7 +80,7 @@ class PluginCollisionError(PluginError, ValueError):
 
 
 def _closest(name: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name.lower(), known, n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 

@@ -87,6 +87,8 @@ def test_unknown_name_lists_what_there_is(registry: Registry) -> None:
         UnknownPluginError, match=r"'cirle'.*available: circle, decimal.*mean 'circle'"
     ):
         registry.get("cirle")
+    with pytest.raises(UnknownPluginError, match="mean 'circle'"):
+        registry.get("CIRCLE")
 
 
 def test_unknown_kind_lists_the_kinds() -> None:

@@ -92,7 +92,7 @@ def compare(
     batch: Tensor | tuple[Tensor, Tensor | None, Tensor | None] | None = None,
     *,
     bound: str = "elbo",
-    samples: int = 1,
+    samples: int | None = None,
     seed: int | None = 0,
     method: str = "stacking",
     chunk: int = 64,
@@ -110,8 +110,8 @@ def compare(
             already, of the same sequences in the same order.
         batch: The sequences; not needed if all values are bounds.
         bound: `"elbo"`, `"iwae"` or `"fivo"`.
-        samples: Draws of each sequence; k of the importance-weighted bound, particles of the
-            filter.
+        samples: Draws of each sequence, 1 for `"elbo"` when None; k of the importance-weighted
+            bound, particles of the filter, to be given for these.
         seed: Seed of the draws, the same for each pair.
         method: How `arviz.compare` weights the pairs: `"stacking"`, `"BB-pseudo-BMA"` or
             `"pseudo-BMA"`.
@@ -124,8 +124,8 @@ def compare(
         `BOUND_per_frame`. The attribute `attrs` says which bound it is.
 
     Raises:
-        ValueError: For an unknown bound, no pairs, a missing batch, or bounds that differ in kind
-            or sequences.
+        ValueError: For an unknown bound, no pairs, a missing batch or number of samples, or bounds
+            that differ in kind or sequences.
     """
     if bound not in BOUNDS:
         raise ValueError(f"bound must be one of {', '.join(BOUNDS)}; got {bound!r}")
@@ -134,10 +134,16 @@ def compare(
         if not isinstance(pair, Bound):
             if batch is None:
                 raise ValueError(f"batch is needed to compute the {bound} of {name!r}; got None")
+            if samples is None and bound != "elbo":
+                raise ValueError(
+                    f"samples must be given for bound={bound!r}, of which it is the number; with "
+                    "one it would be the ELBO. Got None"
+                )
+            number = 1 if samples is None else samples
             compute = {
-                "elbo": partial(elbo, particles=samples),
-                "iwae": partial(iwae, samples=samples),
-                "fivo": partial(fivo, particles=samples),
+                "elbo": partial(elbo, particles=number),
+                "iwae": partial(iwae, samples=number),
+                "fivo": partial(fivo, particles=number),
             }[bound]
             pair = compute(*pair, batch, seed=seed, chunk=chunk)
         bounds[name] = pair

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from pyro_seq.data import Batch
 
-__all__ = ["as_batch", "blocks", "check", "evaluating", "place", "stacked"]
+__all__ = ["as_batch", "blocks", "check", "decode", "evaluating", "place", "stacked"]
+
+FRAMES = 128  # decoded at once; more is slower on a CPU
 
 
 @contextlib.contextmanager
@@ -119,6 +121,11 @@ def blocks(batch: Batch, size: int) -> Iterator[Batch]:
     for start in range(0, batch.x.shape[0], size):
         rows = slice(start, start + size)
         yield Batch._make(None if part is None else part[rows] for part in batch)
+
+
+def decode(model: Any, codes: Tensor) -> Tensor:  # noqa: ANN401
+    """Mean frames `(frames, *frame)` of codes `(frames, obs)`, a few at a time."""
+    return torch.cat([model.decode(part) for part in codes.split(FRAMES)])
 
 
 def stacked(batch: Batch, copies: int, chunk: int) -> Iterator[tuple[int, Batch]]:

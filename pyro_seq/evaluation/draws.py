@@ -13,8 +13,15 @@ from torch import Tensor, nn
 
 from pyro_seq.data import Batch
 from pyro_seq.distributions import LinearGaussianSSM
-from pyro_seq.evaluation.context import as_batch, blocks, check, evaluating, place, stacked
-from pyro_seq.evaluation.impute import decode
+from pyro_seq.evaluation.context import (
+    as_batch,
+    blocks,
+    check,
+    decode,
+    evaluating,
+    place,
+    stacked,
+)
 from pyro_seq.models.step_model import StepModel
 
 __all__ = ["Band", "Draws", "posterior_draws"]

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_seq.data import Batch
-from pyro_seq.evaluation.context import blocks, check, evaluating, place
-from pyro_seq.evaluation.impute import decode
+from pyro_seq.evaluation.context import blocks, check, decode, evaluating, place
 from pyro_seq.guides.filtering import FilteringGuide
 from pyro_seq.inference.filtering import filter_sequences
 from pyro_seq.ops.trees import map_tensors

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from pyro_seq.data import Batch, gap_mask, random_mask
-from pyro_seq.evaluation.context import as_batch, blocks, evaluating, place
+from pyro_seq.evaluation.context import as_batch, blocks, decode, evaluating, place
+from pyro_seq.evaluation.draws import posterior_draws
 from pyro_seq.evaluation.metrics import pixel_error
+from pyro_seq.guides.filtering import FilteringGuide
+from pyro_seq.models.step_handlers import FRAME
 
-__all__ = ["blank_frame", "copy_last", "decode", "format_table", "imputation_table", "impute"]
+__all__ = ["blank_frame", "copy_last", "format_table", "imputation_table", "impute"]
 
 HOW = ("smooth", "filter")
 CHUNK = 256
-FRAMES = 128  # decoded at once; more is slower on a CPU
 
 
 def impute(
@@ -26,11 +28,19 @@ def impute(
     controls: Tensor | None = None,
     how: str = "smooth",
     chunk: int = CHUNK,
+    *,
+    samples: int = 20,
+    seed: int | None = None,
 ) -> Tensor:
-    r"""Mean frames given the observed ones, :math:`\hat x_t = E[x_t \mid a_t = C_t E[z_t]]`.
+    r"""Mean frames given the observed ones.
 
     For guides with the methods `smooth` and `filter`, which return mean codes `a`, and a `model`
-    with `decode`, as :class:`~pyro_seq.guides.KalmanGuide` has them. No random number is drawn.
+    with `decode`, as :class:`~pyro_seq.guides.KalmanGuide` has them, these are
+    :math:`\hat x_t = E[x_t \mid a_t = C_t E[z_t]]`; no random number is drawn.
+
+    The guide of a step model draws latents, path by path, not reweighted, and
+    :math:`\hat x_t = E_q\, E[x_t \mid z_t, s_{t-1}]` is the mean over the draws. A guide that
+    filters does so with `how="filter"`, a smoother with `how="smooth"`.
 
     Args:
         guide: Guide of a trained pair.
@@ -38,7 +48,9 @@ def impute(
         mask: bool `(batch, time)`, True where observed.
         controls: u, `(batch, time, control)`, known at all steps.
         how: `"smooth"` (from all observed frames) or `"filter"` (from those up to each frame).
-        chunk: Sequences that are in memory at once.
+        chunk: Sequences, times draws for a step model, that are in memory at once.
+        samples: Draws of each sequence, for step models.
+        seed: Seed of the draws; None goes on with torch's present state.
 
     Returns:
         `(batch, time, *frame)`, probabilities for binary frames, of the observed frames too.
@@ -46,7 +58,22 @@ def impute(
     Raises:
         ValueError: For an unknown `how`.
         TypeError: If the guide cannot do it.
+
+    Example:
+        >>> from pyro_seq.guides import NeuralFilter
+        >>> from pyro_seq.models import DMM
+        >>> guide = NeuralFilter(DMM(frame=3, latent=2), hidden=8)
+        >>> mask = torch.tensor([[True, False, True, True]])
+        >>> impute(guide, torch.ones(1, 4, 3), mask, how="filter", samples=5).shape
+        torch.Size([1, 4, 3])
     """
+    if how not in HOW:
+        raise ValueError(f"how must be one of {', '.join(HOW)}; got {how!r}")
+    if isinstance(guide, FilteringGuide):
+        _check_direction(guide, how)
+        batch = Batch(x, mask, controls)
+        draws = posterior_draws(guide.model, guide, batch, samples=samples, seed=seed, chunk=chunk)
+        return draws.frames[FRAME].mean(0).to(x.device)
     model = _model_of(guide, how)
     with evaluating(model, guide):
         parts = blocks(Batch(x, mask, controls), chunk)
@@ -181,9 +208,18 @@ def format_table(table: Mapping[str, float]) -> str:
     return "\n".join(lines)
 
 
+def _check_direction(guide: FilteringGuide, how: str) -> None:
+    """Raises a TypeError unless this guide of a step model imputes so."""
+    can = "filter" if guide.online else "smooth"
+    if how != can:
+        raise TypeError(
+            f"how must be {can!r} for {type(guide).__name__}, which "
+            + ("reads no later frame" if guide.online else "reads the whole sequence")
+            + f"; got {how!r}"
+        )
+
+
 def _model_of(guide: nn.Module, how: str) -> Any:  # noqa: ANN401 - any model with `decode`
-    if how not in HOW:
-        raise ValueError(f"how must be one of {', '.join(HOW)}; got {how!r}")
     model = getattr(guide, "model", None)
     if not hasattr(guide, how) or not hasattr(model, "decode"):
         raise TypeError(
@@ -204,11 +240,6 @@ def _encode(guide: Any, part: Batch) -> Tensor | None:  # noqa: ANN401
 def _codes(guide: Any, part: Batch, how: str, encoded: Tensor | None = None) -> Tensor:  # noqa: ANN401
     options = {} if encoded is None else {"encoded": encoded}
     return getattr(guide, how)(*place(guide, part), **options).a
-
-
-def decode(model: Any, codes: Tensor) -> Tensor:  # noqa: ANN401
-    """Mean frames `(frames, *frame)` of codes `(frames, obs)`, a few at a time."""
-    return torch.cat([model.decode(part) for part in codes.split(FRAMES)])
 
 
 def _errors(

@@ -57,7 +57,8 @@ class AVF(FilteringGuide):
     Args:
         model: Any :class:`~pyro_seq.models.StepModel` with reparametrised latents.
         iterations: K.
-        hidden: Units of each layer of the network, all alike, or of the only one.
+        hidden: Units of each layer of the network, all alike, or of the only one. The paper has
+            1024 in each of two.
         update: `"highway"` or `"sgd"`.
         encodes: What the network reads, of :data:`ENCODES`: the parameters and their gradients,
             the frame, the precision-weighted errors of frame and latents
@@ -93,7 +94,7 @@ class AVF(FilteringGuide):
         model: StepModel,
         iterations: int = 1,
         *,
-        hidden: int | Sequence[int] = (1024, 1024),
+        hidden: int | Sequence[int] = (64, 64),
         update: str = "highway",
         encodes: Sequence[str] = ("parameters", "gradients"),
         normalise: str = "log",

@@ -260,6 +260,12 @@ class KalmanGuide(PyroModule):
         self, state: DynamicsState, steps: int, controls: Tensor | None = None
     ) -> Tensor:
         """The mean path, `(batch, steps, *frame)`."""
+        if self.model.dynamics.controls and controls is None:
+            raise ValueError(
+                "controls must be (batch, steps, controls) = "
+                f"({state.previous.shape[0]}, {steps}, {self.model.dynamics.controls}), "
+                "as the model reads them; got None"
+            )
         codes = []
         for number in range(steps):
             a, ahead = self._ahead(state, None if controls is None else controls[:, number])

@@ -47,7 +47,9 @@ class NeuralFilter(FilteringGuide):
 
     Args:
         model: Any :class:`~pyro_seq.models.StepModel` with reparametrised latents.
-        hidden: Units of each hidden layer, or of the only one; none when empty.
+        hidden: Units of each hidden layer, or of the only one; none when empty. The papers have
+            500 and more, which want a lower learning rate: a step of Adam moves the output by its
+            rate times the units.
         residual: Whether locations are those of the prior plus the network's output.
         reads: Names of the fields of the model's state that the network reads, such as
             `["h"]`; all when None, none of them when empty.
@@ -76,7 +78,7 @@ class NeuralFilter(FilteringGuide):
         self,
         model: StepModel,
         *,
-        hidden: int | Sequence[int] = 500,
+        hidden: int | Sequence[int] = 64,
         residual: bool = False,
         reads: Sequence[str] | None = None,
         recurrent: int | None = None,

@@ -140,7 +140,7 @@ class OnlineFilter:
 
         Args:
             steps: Number of frames.
-            controls: u of these steps, `(batch, steps, controls)`; zero when not given.
+            controls: u of these steps, `(batch, steps, controls)`, for a model that reads them.
 
         Returns:
             Mean frames `(batch, steps, *frame)`: of a Kalman filter the mean path; of a step model
@@ -148,7 +148,7 @@ class OnlineFilter:
             are those of `model.generate(time=steps, state=online.state.model)`.
 
         Raises:
-            ValueError: If there is no step, or the controls do not fit.
+            ValueError: If there is no step, or the controls do not fit or are missing.
         """
         if steps < 1:
             raise ValueError(f"steps must be at least 1; got {steps}")

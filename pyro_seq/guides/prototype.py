@@ -9,7 +9,7 @@ import torch
 from torch import Size, Tensor
 
 from pyro_seq.guides.sites import InferSites, site_parameters
-from pyro_seq.models.step_handlers import observe
+from pyro_seq.models.step_handlers import explaining, observe
 from pyro_seq.models.step_model import StepModel
 from pyro_seq.ops.trees import leaves
 
@@ -48,13 +48,14 @@ def prototype(model: StepModel) -> Prototype:
     with torch.no_grad(), torch.random.fork_rng(sorted(d.index for d in devices)):
         state = model.initial_state(batch)
         like = next(leaves(state), torch.zeros(()))
-        control = (like.new_zeros(2, model.controls),) if model.controls else ()
+        u = like.new_zeros(2, model.controls) if model.controls else None
+        control = () if u is None else (u,)
         plate = pyro.plate("sequences", 2, dim=-1)
-        with pyro.poutine.block(), plate, observe(None) as observed:
+        with pyro.poutine.block(), plate, observe(None) as observed, explaining(None, u):
             model.step(state, None, *control)
         frame = observed.frame
         sites = InferSites(lambda site: site.prior, batch)
-        with sites:
+        with sites, explaining(frame, u):
             model.step(state, frame, *control)
     if not sites.latents:
         raise ValueError("the step must sample at least one latent; got none")

@@ -169,6 +169,11 @@ class Streams:
         self, state: OnlineState, steps: int, controls: Tensor | None = None
     ) -> Tensor:
         """The model alone, its frames replaced by their means."""
+        if self.guide.model.controls and controls is None:
+            raise ValueError(
+                f"controls must be (batch, steps, controls) = ({state.log_weights.shape[-1]}, "
+                f"{steps}, {self.guide.model.controls}), as the model reads them; got None"
+            )
         shape, inner, frames = state.log_weights.shape, state.model, []
         for number in range(steps):
             control = None if controls is None else controls[:, number]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyro.distributions as dist
@@ -17,6 +19,7 @@ __all__ = [
     "FRAME",
     "active_batch_shape",
     "at_step",
+    "explaining",
     "frame_at",
     "in_support",
     "is_likelihood",
@@ -91,6 +94,26 @@ class observe(Messenger):  # noqa: N801 - named like Pyro's own handlers
             msg["value"] = value
         if self._site == FRAME:
             self.frame = value
+
+
+@contextmanager
+def explaining(x_t: Tensor | None, u_t: Tensor | None) -> Iterator[None]:
+    """Adds to an error in a step what an argument that is None means, where that may be why."""
+    try:
+        yield
+    except (AttributeError, TypeError) as error:
+        if "NoneType" in str(error):
+            if x_t is None:
+                error.add_note(
+                    "x_t is None where frames are generated. What a step needs of the frame is "
+                    "the value that pyro.sample('x', ..., obs=x_t) returns"
+                )
+            if u_t is None:
+                error.add_note(
+                    "u_t is None, since the model has no controls. One that reads u_t sets its "
+                    "attribute controls to the size of u"
+                )
+        raise
 
 
 def is_likelihood(msg: Message) -> bool:

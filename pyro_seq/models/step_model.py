@@ -18,6 +18,7 @@ from pyro_seq.models.step_handlers import (
     FRAME,
     active_batch_shape,
     at_step,
+    explaining,
     frame_at,
     observe,
     touch,
@@ -138,7 +139,7 @@ class StepModel(PyroModule):
             for number in range(time):
                 x_t, seen = frame_at(x, mask, number, shape)
                 u_t = None if controls is None else controls[:, number].expand(*shape, -1)
-                with at_step(number + 1), observe(seen) as observed:
+                with at_step(number + 1), observe(seen) as observed, explaining(x_t, u_t):
                     state = self.step(state, x_t, u_t)
                 frames.append(observed.frame)
         return torch.stack(frames, len(shape))
@@ -172,7 +173,7 @@ class StepModel(PyroModule):
         with pyro.poutine.block(), pyro.plate("sequences", batch, dim=-1):
             for number in range(time):
                 u_t = None if controls is None else controls[:, number]
-                with at_step(number + 1), observe(None) as observed:
+                with at_step(number + 1), observe(None) as observed, explaining(None, u_t):
                     state = self.step(state, None, u_t)
                 frames.append(observed.frame)
         return torch.stack(frames, 1)

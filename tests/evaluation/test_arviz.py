@@ -178,6 +178,11 @@ def test_one_pair_alone() -> None:
             {},
             "same sequences; got .* of 2 and .* of 1",
         ),
+        (
+            {"a": (None, None)},
+            {"batch": torch.zeros(2, 3, 1), "bound": "fivo"},
+            "samples must be g",
+        ),
         ({"a": bound([0.0]), "b": bound([0.0], "iwae")}, {}, "of one kind"),
         ({"a": bound([0.0], "iwae", 2), "b": bound([0.0], "iwae", 3)}, {}, "of one kind"),
     ],

@@ -15,11 +15,12 @@ from pyro_seq.evaluation import (
     fivo,
     forecast,
     free_energy,
+    impute,
     iwae,
     posterior_draws,
     to_arviz,
 )
-from pyro_seq.guides import AVF, Bootstrap, NeuralFilter
+from pyro_seq.guides import AVF, BackwardSmoother, Bootstrap, NeuralFilter
 from pyro_seq.inference import FilteringELBO
 from pyro_seq.models import SRNN
 from tests.evaluation.pairs import FactorGuide, FactorModel, factor_batch
@@ -207,3 +208,32 @@ def test_one_step_of_the_exact_filter_leaves_no_gap() -> None:
     torch.testing.assert_close(bound.per_sequence, evidence(model, batch))
     closed = elbo(model, guide, batch, particles=4000, seed=0)
     assert closed.mean == pytest.approx(float(evidence(model, batch).mean()), abs=0.05)
+
+
+def test_imputed_frames_are_the_exact_predictions() -> None:
+    """Only the first frame is seen, and its q is exact: no later weight is missing."""
+    model, guide = pair(2)
+    x, _, controls = linear_batch(model)
+    mask = torch.zeros(x.shape[:2], dtype=torch.bool)
+    mask[:, 0] = True
+    hidden = torch.where(mask.unsqueeze(-1), x, torch.nan)
+    found = impute(
+        guide, hidden, mask, controls, how="filter", samples=20_000, seed=0, chunk=10**6
+    )
+    states = model.parts.evidence((x, mask, controls)).posterior(x).smoothed.loc
+    torch.testing.assert_close(found, (states @ model.parts.C.mT).detach(), rtol=0, atol=0.06)
+    again = impute(guide, x, mask, controls, how="filter", samples=20, seed=1)
+    other = impute(guide, hidden, mask, controls, how="filter", samples=20, seed=1)
+    assert torch.equal(again, other)
+
+
+def test_guides_impute_in_their_direction() -> None:
+    model = SRNN(3, latent=2, hidden=4, prior=[4], decoder=[4])
+    x, mask = torch.rand(2, 5, 3), torch.rand(2, 5) > 0.4
+    smoother = BackwardSmoother(model, units=4, hidden=4)
+    frames = impute(smoother, x, mask, how="smooth", samples=3, seed=0)
+    assert frames.shape == x.shape and ((frames > 0) & (frames < 1)).all()
+    with pytest.raises(TypeError, match="how must be 'smooth' for BackwardSmoother, which reads"):
+        impute(smoother, x, mask, how="filter")
+    with pytest.raises(TypeError, match="how must be 'filter' for AVF, .*; got 'smooth'"):
+        impute(AVF(model, hidden=4), x, mask)

@@ -136,6 +136,32 @@ def test_faulty_steps_are_named(make: type[Small], message: str, name: str) -> N
         FilteringELBO()(model, GUIDES[name](model))(torch.randn(3, 5, 2))
 
 
+class ReadsFrame(Small):
+    def step(self, state: State, x_t: Tensor | None, u_t: Tensor | None = None) -> State:
+        self.observed(self.latent("z", state), x_t)
+        return State(x_t + 0.0)  # type: ignore[operator]
+
+
+class ReadsControl(Small):
+    def step(self, state: State, x_t: Tensor | None, u_t: Tensor | None = None) -> State:
+        self.observed(self.latent("z", State(state.z + u_t)), x_t)  # type: ignore[operator]
+        return state
+
+
+@pytest.mark.parametrize(
+    ("make", "hint"),
+    [
+        (ReadsFrame, "frame is the value that pyro.sample"),
+        (ReadsControl, "sets its attribute con"),
+    ],
+)
+def test_arguments_that_are_none_are_explained(make: type[Small], hint: str) -> None:
+    for call in (lambda: NeuralFilter(make()), lambda: make().generate(2, 3)):
+        with pytest.raises(TypeError) as caught:
+            call()
+        assert any(hint in note for note in caught.value.__notes__)
+
+
 class Walk(Small):
     def step(self, state: State, x_t: Tensor | None, u_t: Tensor | None = None) -> State:
         z = self.latent("z", state)

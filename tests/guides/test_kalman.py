@@ -152,7 +152,8 @@ def test_online_forecast_is_the_mean_path() -> None:
     a = guide.filter(x, hidden, controls).a[:, 4:]
     torch.testing.assert_close(frames, model.decode(a).detach())
     assert online.state is before
-    torch.testing.assert_close(online.forecast(1), online.forecast(1, 0 * controls[:, :1]))
+    with pytest.raises(ValueError, match=r"controls must be .* = \(3, 1, \d\), as .*; got None"):
+        online.forecast(1)
     with pytest.raises(ValueError, match="particles and predict are for step models; KalmanGuide"):
         OnlineFilter(model, guide, particles=4)
 

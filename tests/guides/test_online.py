@@ -169,8 +169,6 @@ def test_forecasts_leave_the_filter_where_it_is() -> None:
     assert frames.shape == (4, 6, 3) and frames.isfinite().all() and (frames > 0).all()
     assert all(torch.equal(value, before[name]) for name, value in online.state_dict().items())
     torch.manual_seed(0)
-    assert torch.equal(online.forecast(6), frames)  # controls that are not given are zero
-    torch.manual_seed(0)
     other = online.forecast(6, torch.ones(4, 6, 2).double())
     assert not torch.allclose(other, frames)
 
@@ -400,6 +398,9 @@ def test_bad_states_and_forecasts_are_named() -> None:
         online.forecast(0)
     with pytest.raises(ValueError, match=r"controls must be .* = \(4, 2, .*; got shape \(4, 3, 2"):
         online.forecast(2, torch.zeros(4, 3, 2).double())
+    model, guide = pair("free, avf")
+    with pytest.raises(ValueError, match=r"controls must be .* = \(4, 2, 2\), as .*; got None"):
+        OnlineFilter(model, guide, 4).forecast(2)
 
 
 def test_sites_that_come_and_go_are_refused() -> None:
