@@ -31,8 +31,8 @@ from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
-from _interface import overridden, parser, pick_device, save_figure, write_json
-from _training import Pair, Schedule, draw, prepare, report, train
+from _interface import overridden, parser, pick_device, save_figure
+from _training import Pair, Schedule, draw, finish, prepare, report, train
 from torch import Tensor, nn
 
 from pyro_seq.data import (
@@ -227,13 +227,10 @@ def main() -> None:
         last = measures[name].records[-1]
         metrics |= {f"{name}_last_validation_{key}": value for key, value in last.items()}
         metrics[f"{name}_parameters"] = sum(p.numel() for p in nn.ModuleList(pair).parameters())
-        metrics[f"{name}_training_seconds"] = seconds[name]
     if len(pairs) == 1:
         metrics |= {key.removeprefix(f"{args.memory[0]}_"): v for key, v in metrics.items()}
-    metrics["seconds"] = max(time.perf_counter() - began, sum(seconds.values()))
     draw(lambda: draw_figures(pairs, energies, data, measures, args, preset))
-    write_json(args.out / "metrics.json", metrics, {**vars(args), **preset._asdict()})
-    print(f"\nResults and figures are in {args.out}, after {metrics['seconds']:.0f} s")
+    finish(metrics, seconds, began, args, preset)
 
 
 def arguments() -> tuple[argparse.Namespace, Preset]:
@@ -314,7 +311,8 @@ def build(name: str, args: argparse.Namespace, preset: Preset, data: Data) -> Pa
 
 def measured(energy: FreeEnergy, sequences: Recall) -> dict[str, float]:
     """The ratio of divergences and its parts."""
-    return recall_ratio(energy, sequences.recalled, sequences.before)._asdict()
+    ratio = recall_ratio(energy, recalled=sequences.recalled, before=sequences.before)
+    return ratio._asdict()
 
 
 def evaluate(
