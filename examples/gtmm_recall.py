@@ -12,7 +12,7 @@ What is reported: the divergence of q from the prior where frames are recalled, 
 frames (rho: 0 for a perfect memory, 1 for none), at the best and at the last epoch; that of the
 last frame; free energies per step; the share of recalled frames for which the prediction is
 nearest to the right one of those shown (retrieval), or for which a classifier finds the right
-digit in the prediction (recall accuracy).
+digit in the prediction (recall accuracy); the updates after which rho was first 1/2 or less.
 
 Written to OUT: `metrics.json` (the keys of several memories begin with their names), the ArviZ
 comparison (`comparison.csv`), and figures: divergence per step, training curves, frames with
@@ -224,8 +224,12 @@ def main() -> None:
     energies = {n: free_energy(*pair, data.test.batch, seed=0) for n, pair in pairs.items()}
     metrics = evaluate(pairs, energies, data, args)
     for name, pair in pairs.items():
-        last = measures[name].records[-1]
-        metrics |= {f"{name}_last_validation_{key}": value for key, value in last.items()}
+        records = measures[name].records
+        last = records[-1].items()
+        metrics |= {f"{name}_last_validation_{key}": value for key, value in last}
+        halved = [epoch for epoch, record in enumerate(records, 1) if record["rho"] <= 0.5]
+        if halved:
+            metrics[f"{name}_updates_to_half"] = halved[0] * preset.batches
         metrics[f"{name}_parameters"] = sum(p.numel() for p in nn.ModuleList(pair).parameters())
     if len(pairs) == 1:
         metrics |= {key.removeprefix(f"{args.memory[0]}_"): v for key, v in metrics.items()}
