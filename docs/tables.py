@@ -59,6 +59,10 @@ def tables(folder: Path = RESULTS) -> dict[str, str]:
     levers_of_music = {k: v for k, v in runs.items() if k.startswith("avf_lever")}
     if levers_of_music:
         made["avf_levers.md"] = music_levers(runs["avf_music_jsb_seed0"], levers_of_music)
+    for frames in ("vectors", "digits"):
+        own = {k: v for k, v in runs.items() if re.fullmatch(rf"gtmm_{frames}_\w+_seed\d+", k)}
+        if own:
+            made[f"gtmm_{frames}.md"] = recall([*own.values()])
     if "bench" in runs:
         made["bench.md"] = bench(runs["bench"])
         made["bench_step.md"] = bench_step(runs["bench"])
@@ -286,6 +290,48 @@ def music_levers(default: dict[str, Any], runs: dict[str, dict[str, Any]]) -> st
         rows.append([f"`{change}`" if change else "default preset", *values])
     return table(["JSB, seed 0", FILTERS["residual"], FILTERS["avf_k1"]], rows)
 
+
+MEMORIES = ("icm", "introspection", "ntm", "lru", "dnc", "lstm")
+
+
+def recall(runs: Sequence[dict[str, Any]]) -> str:
+    """What each memory recalls in each task, a line for every seed."""
+    rows = []
+    for task in ("perfect", "cued", "dynamic", "parity", "one_shot"):
+        for name in MEMORIES:
+            for run in runs:
+                if run["config"]["task"] == task and f"{name}_rho" in run:
+                    rows.append([f"`{task}`", name, *recalled(run, name)])
+    digits = runs[0]["config"]["frames"] == "digits"
+    pictures = ["retrieved", "right digit"] if digits else []
+    columns = [
+        "task", "memory", "seed", "rho", "last epoch", "updates to 1/2", "KL before", "recalled",
+        "last frame", "free energy", *pictures, "parameters", "seconds",
+    ]  # fmt: skip
+    return table(columns, rows) + source(runs)
+
+
+def recalled(run: dict[str, Any], name: str) -> list[str]:
+    """One line of :func:`recall`."""
+    config, of = run["config"], {k: run.get(f"{name}_{k}") for k in RECALLED}
+    cells = [
+        f"{config['seed']}", f"{of['rho']:.3f} ± {of['rho_se']:.3f}",
+        f"{of['last_validation_rho']:.3f}",
+        f"{of['updates_to_half']}" if of["updates_to_half"] else "never",
+        *(f"{of[k]:.2f}" for k in ("kl_before", "kl_recall", "last_frame_kl")),
+        f"{of['free_energy_per_step_all']:.2f}",
+    ]  # fmt: skip
+    if config["frames"] == "digits":
+        shares = (of["retrieval"], of["recall_accuracy"])
+        cells += ["" if share is None else f"{share:.3f}" for share in shares]
+    return [*cells, f"{of['parameters']}", f"{of['training_seconds']:.0f}"]
+
+
+RECALLED = (
+    "rho", "rho_se", "last_validation_rho", "updates_to_half", "kl_before", "kl_recall",
+    "last_frame_kl", "free_energy_per_step_all", "retrieval", "recall_accuracy", "parameters",
+    "training_seconds",
+)  # fmt: skip
 
 VIDEO_FILTERS = {
     "white_noise": "white noise (exact)",

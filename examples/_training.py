@@ -130,7 +130,7 @@ def make_filter(name: str, model: Any, options: Mapping[str, Any]) -> Any:  # no
     if name == "vfem":
         return get("guides", "vfem")(model, **options["vfem"])
     shape = {"residual": True} if name == "residual" else options["baseline"]
-    return get("guides", "filter")(model, **{**options["filter"], **shape})
+    return get("guides", "filter")(model, **{"head_gain": 0.1, **options["filter"], **shape})
 
 
 def train(

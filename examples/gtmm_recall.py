@@ -12,7 +12,7 @@ What is reported: the divergence of q from the prior where frames are recalled, 
 frames (rho: 0 for a perfect memory, 1 for none), at the best and at the last epoch; that of the
 last frame; free energies per step; the share of recalled frames for which the prediction is
 nearest to the right one of those shown (retrieval), or for which a classifier finds the right
-digit in the prediction (recall accuracy).
+digit in the prediction (recall accuracy); the updates after which rho was first 1/2 or less.
 
 Written to OUT: `metrics.json` (the keys of several memories begin with their names), the ArviZ
 comparison (`comparison.csv`), and figures: divergence per step, training curves, frames with
@@ -31,8 +31,8 @@ from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
-from _interface import overridden, parser, pick_device, save_figure, write_json
-from _training import Pair, Schedule, draw, prepare, report, train
+from _interface import overridden, parser, pick_device, save_figure
+from _training import Pair, Schedule, draw, finish, prepare, report, train
 from torch import Tensor, nn
 
 from pyro_seq.data import (
@@ -224,16 +224,17 @@ def main() -> None:
     energies = {n: free_energy(*pair, data.test.batch, seed=0) for n, pair in pairs.items()}
     metrics = evaluate(pairs, energies, data, args)
     for name, pair in pairs.items():
-        last = measures[name].records[-1]
-        metrics |= {f"{name}_last_validation_{key}": value for key, value in last.items()}
+        records = measures[name].records
+        last = records[-1].items()
+        metrics |= {f"{name}_last_validation_{key}": value for key, value in last}
+        halved = [epoch for epoch, record in enumerate(records, 1) if record["rho"] <= 0.5]
+        if halved:
+            metrics[f"{name}_updates_to_half"] = halved[0] * preset.batches
         metrics[f"{name}_parameters"] = sum(p.numel() for p in nn.ModuleList(pair).parameters())
-        metrics[f"{name}_training_seconds"] = seconds[name]
     if len(pairs) == 1:
         metrics |= {key.removeprefix(f"{args.memory[0]}_"): v for key, v in metrics.items()}
-    metrics["seconds"] = max(time.perf_counter() - began, sum(seconds.values()))
     draw(lambda: draw_figures(pairs, energies, data, measures, args, preset))
-    write_json(args.out / "metrics.json", metrics, {**vars(args), **preset._asdict()})
-    print(f"\nResults and figures are in {args.out}, after {metrics['seconds']:.0f} s")
+    finish(metrics, seconds, began, args, preset)
 
 
 def arguments() -> tuple[argparse.Namespace, Preset]:
@@ -314,7 +315,8 @@ def build(name: str, args: argparse.Namespace, preset: Preset, data: Data) -> Pa
 
 def measured(energy: FreeEnergy, sequences: Recall) -> dict[str, float]:
     """The ratio of divergences and its parts."""
-    return recall_ratio(energy, sequences.recalled, sequences.before)._asdict()
+    ratio = recall_ratio(energy, recalled=sequences.recalled, before=sequences.before)
+    return ratio._asdict()
 
 
 def evaluate(

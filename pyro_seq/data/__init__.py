@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyro_seq.data.batch import Batch, check_batch, pad_sequences
+from pyro_seq.data.batch import Batch, as_batch, check_batch, pad_sequences
 from pyro_seq.data.crops import Augment, CropLoader, fixed_crops, random_crops
 from pyro_seq.data.dataset import SequenceDataset
 from pyro_seq.data.fresh import FreshLoader
@@ -46,6 +46,7 @@ __all__ = [
     "Speech",
     "Transpose",
     "Vectors",
+    "as_batch",
     "batches",
     "check_batch",
     "fixed_crops",

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Batch", "check_batch", "pad_sequences"]
+__all__ = ["Batch", "as_batch", "check_batch", "pad_sequences"]
 
 
 class Batch(NamedTuple):
@@ -63,6 +63,27 @@ class Batch(NamedTuple):
     def observed(self) -> Tensor:
         """The number of observed steps of each sequence, long (batch,)."""
         return self.lengths if self.mask is None else self.mask.sum(dim=1)
+
+
+def as_batch(batch: Tensor | tuple[Tensor, Tensor | None, Tensor | None]) -> Batch:
+    """A batch from a batch, a tuple in its order, or x alone.
+
+    Raises:
+        TypeError: If it is something else, such as a :class:`Recall`, which has a batch.
+    """
+    held = getattr(batch, "batch", None)
+    if isinstance(held, Batch):
+        raise TypeError(
+            "a batch must be a Batch, or frames in a tensor (batch, time, *frame); got a "
+            f"{type(batch).__name__}. Use its .batch"
+        )
+    whole = Batch(*batch) if isinstance(batch, tuple) else Batch(batch)
+    if not isinstance(whole.x, Tensor):
+        raise TypeError(
+            "a batch must be a Batch, or frames in a tensor (batch, time, *frame); got "
+            f"{type(whole.x).__name__}. Use torch.as_tensor, or dataset[:] of a SequenceDataset"
+        )
+    return whole
 
 
 def check_batch(x: Tensor, mask: Tensor | None = None, controls: Tensor | None = None) -> None:

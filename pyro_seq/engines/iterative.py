@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyro_seq.nn.arguments import check_choice
 from pyro_seq.nn.repeated import RepeatedLinear
 
-__all__ = ["NORMALISATIONS", "UPDATES", "IterativeInference", "check_choice", "layer_norm"]
+__all__ = ["NORMALISATIONS", "UPDATES", "IterativeInference", "layer_norm"]
 
 UPDATES = ("highway", "sgd")
 NORMALISATIONS = ("layer", "log", "none")
@@ -146,9 +147,3 @@ class IterativeInference(nn.Module):
 def layer_norm(values: Tensor) -> Tensor:
     """Zero mean and unit deviation over the last dimension; zero where all values are alike."""
     return functional.layer_norm(values, values.shape[-1:], eps=1e-14)
-
-
-def check_choice(argument: str, name: str, known: tuple[str, ...]) -> None:
-    """Raises a ValueError unless the name is one of those known."""
-    if name not in known:
-        raise ValueError(f"{argument} must be one of {', '.join(known)}; got {name!r}")

@@ -10,9 +10,9 @@ from typing import Any
 import pyro
 import torch
 from pyro.nn import PyroModule
-from torch import Tensor, nn
+from torch import nn
 
-from pyro_seq.data import Batch
+from pyro_seq.data import Batch, as_batch
 
 __all__ = ["as_batch", "blocks", "check", "decode", "evaluating", "place", "stacked"]
 
@@ -95,17 +95,6 @@ def place(module: nn.Module, batch: Batch) -> Batch:
     if not batch.x.is_floating_point():
         batch = batch._replace(x=batch.x.to(like.dtype))
     return batch.to(like.device)
-
-
-def as_batch(batch: Tensor | tuple[Tensor, Tensor | None, Tensor | None]) -> Batch:
-    """A batch from a batch, a tuple in its order, or x alone."""
-    whole = Batch(*batch) if isinstance(batch, tuple) else Batch(batch)
-    if not isinstance(whole.x, Tensor):
-        raise TypeError(
-            "a batch must be a Batch, or frames in a tensor (batch, time, *frame); got "
-            f"{type(whole.x).__name__}. Use torch.as_tensor, or dataset[:] of a SequenceDataset"
-        )
-    return whole
 
 
 def check(model: Any, batch: Batch) -> None:  # noqa: ANN401

@@ -50,7 +50,7 @@ class RecallRatio(NamedTuple):
     rho_se: float
 
 
-def recall_ratio(energy: FreeEnergy, recalled: Tensor, before: Tensor) -> RecallRatio:
+def recall_ratio(energy: FreeEnergy, *, recalled: Tensor, before: Tensor) -> RecallRatio:
     r"""The ratio :math:`\rho` of divergences.
 
     Args:
@@ -68,7 +68,7 @@ def recall_ratio(energy: FreeEnergy, recalled: Tensor, before: Tensor) -> Recall
         >>> kl = torch.tensor([[4.0, 4.0, 1.0], [2.0, 4.0, 2.0]], dtype=torch.float64)
         >>> energy = FreeEnergy(torch.zeros(2, 3), kl, torch.ones(2, 3, dtype=torch.bool), 1)
         >>> last = torch.tensor([[False, False, True]]).expand(2, 3)
-        >>> round(recall_ratio(energy, last, ~last).rho, 4)
+        >>> round(recall_ratio(energy, recalled=last, before=~last).rho, 4)
         0.4286
     """
     shape = energy.divergence.shape

@@ -18,7 +18,7 @@ from torch import Size, Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_seq.engines.iterative import IterativeInference, check_choice
+from pyro_seq.engines.iterative import IterativeInference
 from pyro_seq.guides.context import LocalEnergy, StepContext
 from pyro_seq.guides.filtering import FilteringGuide, Inference
 from pyro_seq.guides.local import STARTS, UNITS, LocalProblem
@@ -26,6 +26,7 @@ from pyro_seq.guides.prototype import flat, prototype
 from pyro_seq.guides.sites import check_names
 from pyro_seq.models.step_handlers import predicted
 from pyro_seq.models.step_model import StepModel
+from pyro_seq.nn.arguments import check_choice
 from pyro_seq.nn.mlp import FlatFrames
 from pyro_seq.nn.repeated import repeated
 from pyro_seq.plugins import register

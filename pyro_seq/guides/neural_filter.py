@@ -61,6 +61,10 @@ class NeuralFilter(FilteringGuide):
         features: Size of its output, when there is one.
         activation: Makes the nonlinearity of the layers.
         dropout: Probability that a unit is dropped in training.
+        head_gain: Factor on the first weights of the last layer, behind hidden ones. None for
+            0.1 when residual, so that q begins close to the prior, and for 1 otherwise: what comes
+            before a small layer grows, and with it the noise that draws of z send into whatever
+            the network reads.
 
     Raises:
         TypeError: When the model is no step model.
@@ -86,8 +90,11 @@ class NeuralFilter(FilteringGuide):
         features: int | None = None,
         activation: Callable[[], nn.Module] = nn.ELU,
         dropout: float = 0.0,
+        head_gain: float | None = None,
     ) -> None:
         super().__init__(model)
+        if head_gain is None:
+            head_gain = 0.1 if residual else 1.0
         known = prototype(model)
         self.frame_shape = known.frame_shape
         self.residual = self.reads_priors = residual
@@ -109,8 +116,8 @@ class NeuralFilter(FilteringGuide):
             if layers:
                 self.networks[name] = JointMLP(inputs, layers, activation, dropout)
                 self.heads[name] = head = RepeatedLinear(layers[-1], outputs)
-                with torch.no_grad():  # to begin with, close to the prior if residual
-                    head.weight.mul_(0.1)
+                with torch.no_grad():
+                    head.weight.mul_(head_gain)
             else:
                 self.networks[name] = JointMLP(inputs, [outputs], nn.Identity)
                 self.heads[name] = nn.Identity()

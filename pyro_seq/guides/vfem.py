@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_seq.engines.iterative import check_choice
 from pyro_seq.guides.context import StepContext
 from pyro_seq.guides.filtering import FilteringGuide, Inference
 from pyro_seq.guides.local import STARTS, UNITS, LocalProblem
 from pyro_seq.guides.prototype import prototype
 from pyro_seq.models.step_model import StepModel
+from pyro_seq.nn.arguments import check_choice
 from pyro_seq.plugins import register
 
 __all__ = ["VariationalEM"]

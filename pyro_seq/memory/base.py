@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Size, Tensor, nn
 
+from pyro_seq.nn.arguments import check_positive
 from pyro_seq.nn.repeated import repeated
 from pyro_seq.ops.trees import map_tensors
 
-__all__ = ["Context", "Memory", "check_choice", "check_positive"]
+__all__ = ["Context", "Memory"]
 
 
 class Context(NamedTuple):
@@ -209,21 +210,6 @@ class Memory(nn.Module, ABC):
             if part is not None:
                 found.append(part)
         return found
-
-
-def check_positive(least: int = 1, **sizes: int) -> None:
-    """Raises a ValueError that names the first size below the least."""
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise TypeError(f"{name} must be an int; got {size!r}")
-        if size < least:
-            raise ValueError(f"{name} must be at least {least}; got {size}")
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises a ValueError unless the value is one of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
 
 
 def _check_over_time(

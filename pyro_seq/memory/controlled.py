@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_seq.memory.base import Context, Memory, check_positive
+from pyro_seq.memory.base import Context, Memory
 from pyro_seq.memory.interface import RowWriter
+from pyro_seq.nn.arguments import check_positive
 from pyro_seq.nn.recurrent import RepeatedLSTMCell, lstm_step
 
 __all__ = ["ControlledMemory"]

@@ -20,8 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Size, Tensor, nn
 
-from pyro_seq.memory.base import Context, Memory, check_positive
+from pyro_seq.memory.base import Context, Memory
 from pyro_seq.memory.interface import Interface, Start
+from pyro_seq.nn.arguments import check_positive
 from pyro_seq.nn.recurrent import RepeatedLSTMCell, lstm_step
 from pyro_seq.nn.repeated import RepeatedLinear
 from pyro_seq.ops import addressing
@@ -79,7 +80,8 @@ class ICM(Memory):
     the oldest where all are taken, and then looks up :math:`A z_{t-1} + Q^r h_t`: the two are
     tied, so that a latent finds what was like it before anything is learnt. The row just written
     is no candidate; a learnt null row, of value zero, always is. Rows are in the order of time,
-    so that the row after one found takes no links. Nothing about writing is learnt but the keys.
+    so that the row after one found takes no links. Nothing about writing is learnt but the keys,
+    which to begin with are as unlike as the latents are (A is orthogonal).
 
     Args:
         latent: Size of z.
@@ -144,8 +146,9 @@ class ICM(Memory):
         if positions:
             parts["positions"] = (position_hidden,)
             self.places = RepeatedLinear(position_hidden, heads * slots)
-        start: Start = {"queries": 0.0, "strengths": 2.0, "ways": torch.tensor(_START[:ways])}
+        start: Start = {"queries": 0.0, "strengths": 5.0, "ways": torch.tensor(_START[:ways])}
         self.interface = Interface(hidden, parts, start)
+        nn.init.orthogonal_(self.content.weight)  # keys as unlike as the latents are
         with torch.no_grad():
             self.surroundings.weight.zero_()
             self.interface.rows_of("queries", self.interface.layer.weight).mul_(0.1)

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from pyro_seq.memory.base import check_choice, check_positive
+from pyro_seq.nn.arguments import check_choice, check_positive
 from pyro_seq.nn.repeated import RepeatedLinear
 
 __all__ = ["WRITES", "Interface", "RowWriter", "Start"]
@@ -121,6 +121,7 @@ class RowWriter(nn.Module):
         self.parameters_size = tag if write == "latent_tag" else word
         if previous:
             self.pair = RepeatedLinear(latent, tag, bias=False)
+            nn.init.orthogonal_(self.pair.weight)
 
     def forward(self, z: Tensor, parameters: Tensor, previous: Tensor) -> Tensor:
         r"""Rows of all write heads.

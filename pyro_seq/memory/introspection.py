@@ -16,8 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Size, Tensor, nn
 
-from pyro_seq.memory.base import Context, Memory, check_choice, check_positive
+from pyro_seq.memory.base import Context, Memory
 from pyro_seq.memory.interface import Interface
+from pyro_seq.nn.arguments import check_choice, check_positive
 from pyro_seq.nn.recurrent import RepeatedLSTMCell, lstm_step
 from pyro_seq.nn.repeated import RepeatedLinear
 from pyro_seq.ops import addressing

@@ -16,9 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Size, Tensor
 
-from pyro_seq.memory.base import Context, check_choice, check_positive
+from pyro_seq.memory.base import Context
 from pyro_seq.memory.controlled import ControlledMemory
 from pyro_seq.memory.interface import WRITES, Interface, RowWriter
+from pyro_seq.nn.arguments import check_choice, check_positive
 from pyro_seq.ops import addressing
 from pyro_seq.plugins import register
 

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Size, Tensor
 
-from pyro_seq.memory.base import Context, Memory, check_positive
+from pyro_seq.memory.base import Context, Memory
+from pyro_seq.nn.arguments import check_positive
 from pyro_seq.nn.recurrent import RepeatedLSTMCell, lstm_step
 from pyro_seq.plugins import register
 

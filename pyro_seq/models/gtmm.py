@@ -13,6 +13,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from typing import Any, NamedTuple
 
 import pyro
@@ -67,8 +68,8 @@ class GTMM(SplitStepModel):
         memory: The memory.
 
     Raises:
-        ValueError: For an unknown emission, options for a memory that is given, a memory of other
-            latents or controls, or an encoder missing.
+        ValueError: For an unknown emission, options for a memory that is given, options that a
+            memory by name lacks, a memory of other latents or controls, or an encoder missing.
 
     Example:
         >>> model = GTMM(6, latent=4, memory="dnc", memory_options={"slots": 5, "hidden": 8})
@@ -213,7 +214,21 @@ def _made(
 ) -> Memory:
     """The memory, of the sizes that the model has."""
     if isinstance(memory, str):
-        return get("memories", memory)(latent=latent, controls=controls, **(options or {}))
+        make = get("memories", memory)
+        given = {"latent": latent, "controls": controls, **(options or {})}
+        missing = [
+            name
+            for name, parameter in signature(make).parameters.items()
+            if parameter.default is parameter.empty
+            and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            and name not in given
+        ]
+        if missing:
+            raise ValueError(
+                f"memory_options must hold {', '.join(missing)} for the memory {memory!r}; "
+                f"got {dict(options or {})}"
+            )
+        return make(**given)
     if options:
         raise ValueError(f"memory_options are for a memory by name; got {dict(options)}")
     for name, size in (("latent", latent), ("controls", controls)):

@@ -11,6 +11,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
+from pyro_seq.data import as_batch
 from pyro_seq.inference import DeviceTraceELBO, site_scale
 from pyro_seq.training.distributed import sum_all, world_size
 
@@ -111,7 +112,8 @@ class SequenceLoss(nn.Module):
         controls: Tensor | None = None,
     ) -> LossTotals:
         """Loss summed over the batch of this process, and its units; arguments as for a call."""
-        x, mask, controls = batch if isinstance(batch, tuple) else (batch, mask, controls)
+        parts = as_batch(batch) if isinstance(batch, tuple) else (batch, mask, controls)
+        x, mask, controls = parts
         scaled = site_scale(self.site_weights) if self.site_weights else contextlib.nullcontext()
         with pyro.settings.context(module_local_params=True), scaled:
             total = self.elbo.differentiable_loss(self.model, self.guide, x, mask, controls)

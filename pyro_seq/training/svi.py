@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_seq.data import Batch
+from pyro_seq.data import Batch, as_batch
 from pyro_seq.training.loss import SequenceLoss
 from pyro_seq.training.step import Precision, autocast, train_step
 
@@ -85,5 +85,5 @@ class SVI:
         controls: Tensor | None,
     ) -> Batch:
         """The arguments of a call as a batch on the device of the loss."""
-        whole = Batch(*batch) if isinstance(batch, tuple) else Batch(batch, mask, controls)
+        whole = as_batch(batch) if isinstance(batch, tuple) else Batch(batch, mask, controls)
         return whole.to(next(self.loss.parameters()).device)

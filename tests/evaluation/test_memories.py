@@ -6,6 +6,7 @@ import matplotlib
 import pytest
 import torch
 
+from pyro_seq.data import Vectors, recall
 from pyro_seq.evaluation import FreeEnergy
 from pyro_seq.evaluation.memories import (
     plot_divergence,
@@ -29,7 +30,7 @@ def test_ratio_by_hand() -> None:
     divergence = torch.tensor([[9.0, 4.0, 1.0, 2.0], [9.0, 6.0, 3.0, 4.0]]).double()
     recalled = torch.tensor([[False, False, True, True], [False, False, False, True]])
     before = torch.tensor([[False, True, False, False]]).expand(2, 4)
-    found = recall_ratio(energy(divergence), recalled, before)
+    found = recall_ratio(energy(divergence), recalled=recalled, before=before)
     assert found.kl_recall == pytest.approx((1 + 2 + 4) / 3)
     assert found.kl_before == pytest.approx(5.0)
     assert found.rho == pytest.approx(7 / 15)
@@ -43,7 +44,7 @@ def test_standard_error_is_the_scatter_of_fresh_samples() -> None:
     for _ in range(400):
         divergence = torch.rand(40, 1).double() * torch.tensor([4.0, 4.0, 1.0])
         divergence = divergence + torch.rand(40, 3)
-        found = recall_ratio(energy(divergence), recalled, ~recalled)
+        found = recall_ratio(energy(divergence), recalled=recalled, before=~recalled)
         ratios.append(found.rho)
         errors.append(found.rho_se)
     scatter = torch.tensor(ratios).std().item()
@@ -60,7 +61,8 @@ def test_standard_error_is_the_scatter_of_fresh_samples() -> None:
 )
 def test_bad_steps_are_named(recalled: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        recall_ratio(energy(torch.ones(2, 4)), recalled, torch.ones(2, 4, dtype=torch.bool))
+        before = torch.ones(2, 4, dtype=torch.bool)
+        recall_ratio(energy(torch.ones(2, 4)), recalled=recalled, before=before)
 
 
 def pair(memory: str) -> NeuralFilter:
@@ -87,6 +89,9 @@ def test_replay_names_what_it_cannot_do() -> None:
         replay_memory(NeuralFilter(DMM(3, latent=2), hidden=4), x)
     with pytest.raises(ValueError, match="mask must be None for a memory that reads frames"):
         replay_memory(pair("lstm"), (x, mask, None))
+    sequences = recall("perfect", Vectors(3), 4, length=3, recalled=1, seed=0)
+    with pytest.raises(TypeError, match="got a Recall. Use its .batch"):
+        replay_memory(pair("dnc"), sequences)
     assert replay_memory(pair("lstm"), x).weights.shape == (5, 4, 0, 0)
 
 

@@ -106,6 +106,18 @@ def test_a_residual_filter_begins_close_to_the_prior() -> None:
         torch.testing.assert_close(q.mean, prior.mean)
 
 
+@pytest.mark.parametrize(
+    ("options", "gain"),
+    [({}, 1.0), ({"residual": True}, 0.1), ({"residual": True, "head_gain": 0.5}, 0.5)],
+)
+def test_the_last_layer_begins_small_where_the_prior_is_near(
+    options: dict[str, Any], gain: float
+) -> None:
+    """Its weights are uniform up to one over the root of its inputs, times the gain."""
+    (head,) = guide_of(hidden=100, **options).heads.values()
+    assert head.weight.abs().max().item() == pytest.approx(gain / 10, rel=0.1)
+
+
 def test_an_lstm_of_its_own_reads_all_frames_and_skips_missing_ones() -> None:
     guide = guide_of("dmm", recurrent=3, reads=[])
     x, mask, _ = data("gaps")

@@ -133,6 +133,18 @@ def test_a_likeness_is_found_before_anything_is_learnt(top_k: int | None) -> Non
         assert (context.features[..., -2:] > 0.5).all()  # how well it matched
 
 
+def test_keys_are_as_unlike_as_what_they_stand_for() -> None:
+    """Before anything is learnt, by likeness and, where pairs are written, by predecessor."""
+    z = latents(20)[0]
+    unit = torch.nn.functional.normalize
+    for layer in (
+        ICM(LATENT, 4, **SIZES).content,
+        DNC(LATENT, 4, write_previous=True, **SIZES).writer.pair,
+    ):
+        keys = unit(layer(z), dim=-1)
+        torch.testing.assert_close(keys @ keys.mT, unit(z, dim=-1) @ unit(z, dim=-1).mT)
+
+
 def test_the_first_step_of_icm_finds_nothing() -> None:
     memory = ICM(LATENT, 8, positions=False, **SIZES)
     context, _ = next(run(memory, latents()))

@@ -236,6 +236,8 @@ def test_a_decoder_of_the_caller() -> None:
             {"memory": "lstm", "memory_options": {"frame_features": 4}},
             "encoder must make features of the frames, of size 4",
         ),
+        ({"memory": "dnc"}, "memory_options must hold slots for the memory 'dnc'; got {}"),
+        ({"memory": "lstm"}, "memory_options must hold frame_features for the memory 'lstm'"),
         ({"memory": "dnc", "memory_options": {"slots": 0}}, "slots must be at least 1; got 0"),
         (
             {"memory": DNC(3, 4), "decoder": nn.Identity()},

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Normal
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyro_seq.data import Batch
+from pyro_seq.data import Batch, Vectors, recall
 from pyro_seq.guides import KalmanGuide
 from pyro_seq.inference import DeviceTraceELBO, site_scale
 from pyro_seq.models import KVAE
@@ -141,6 +141,12 @@ def test_batch_or_tensors() -> None:
     batch = toy_batch(noise=True)
     assert torch.equal(loss(batch), loss(*batch))
     assert torch.equal(loss(batch), loss(batch.x, mask=batch.mask, controls=batch.controls))
+
+
+def test_sequences_of_a_task_in_place_of_their_batch_are_named() -> None:
+    sequences = recall("perfect", Vectors(3), 4, length=3, recalled=1, seed=0)
+    with pytest.raises(TypeError, match="a batch must be a Batch.* got a Recall. Use its .batch"):
+        SequenceLoss(*toy_pair())(sequences)
 
 
 def test_parameter_store_is_left_as_it_was() -> None:
