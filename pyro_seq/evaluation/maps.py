@@ -209,7 +209,11 @@ def plot_reads_on_map(
         panel.imshow(known, cmap="gray", vmin=0, vmax=1, extent=extent)
         shares = reads[step].view(side, side).cpu().numpy()
         panel.imshow(
-            np.ones_like(shares), cmap="autumn", vmin=1, alpha=0.7 * shares.clip(0, 1), extent=extent
+            np.ones_like(shares),
+            cmap="autumn",
+            vmin=1,
+            alpha=0.7 * shares.clip(0, 1),
+            extent=extent,
         )
         row, column = divmod(int(cells[step]), side)
         corner = (column - 0.48, row - 0.48)

@@ -55,6 +55,8 @@ def test_writes(name: str, options: dict[str, Any], message: str) -> None:
         (lambda: ICM(2, 9, top_k=10), "top_k must be from 1 to slots=9, or None; got 10"),
         (lambda: ICM(2, 9, top_k=0), "top_k must be from 1"),
         (lambda: ICM(2, 9, key=0), "key must be at least 1"),
+        (lambda: ICM(2, 9, phases=4), "phases must be 0 for a memory without controls; got 4"),
+        (lambda: ICM(2, 9, controls=2, phases=-1), "phases must be at least 0; got -1"),
         (lambda: Introspection(2, 9, order="?"), "order must be one of 'append', 'shift'"),
         (lambda: Introspection(2, 9, attention="?"), "attention must be one of 'softplus'"),
         (lambda: LSTMMemory(2, -1), "frame_features must be at least 0; got -1"),
