@@ -173,7 +173,6 @@ def train_memories(
         trained.seconds[name] = train(
             name, pair, loader, batches, schedule, args, config, [measure]
         )
-        loader.set_epoch(0)
     return trained
 
 

@@ -77,7 +77,8 @@ def consistency(labels: Tensor, truth: Tensor, source: Tensor, shown: int) -> Co
 
     Example:
         >>> labels = torch.tensor([[7, 1, 7, 2, 2, 3]])
-        >>> truth, source = torch.tensor([[7, 1, 7, 5, 5, 1]]), torch.tensor([[-1, -1, 0, -1, 3, 1]])
+        >>> truth = torch.tensor([[7, 1, 7, 5, 5, 1]])
+        >>> source = torch.tensor([[-1, -1, 0, -1, 3, 1]])
         >>> consistency(labels, truth, source, shown=2)
         Consistency(recalled=0.5, agreeing=1.0)
     """
@@ -163,9 +164,9 @@ def plot_overlays(
     Returns:
         The axes, `(rows, times)`.
     """
-    times = [time for time in times if time <= len(cells)]
     import matplotlib.pyplot as plt
 
+    times = [time for time in times if time <= len(cells)]
     rows = {"moves": None, **walks}
     size = (1.25 * len(times) + 0.4, 1.3 * len(rows))
     panels = plt.figure(figsize=size, layout="constrained").subplots(
