@@ -214,7 +214,7 @@ def build(name: str, args: argparse.Namespace, preset: Preset) -> Pair:
         frame_dropout=preset.frame_dropout,
     )
     nn.init.constant_(model.emit.logits.bias, SILENCE)
-    options = {"hidden": preset.network, "activation": activation}
+    options = {"hidden": preset.network, "activation": activation, "head_gain": 0.1}
     if name == "baseline":
         return Pair(model, get("guides", "filter")(model, reads=["h"], **options))
     if name == "residual":

@@ -29,10 +29,21 @@ import time
 from functools import partial
 from typing import Any, NamedTuple
 
-import pyro.distributions as dist
 import torch
 from _interface import overridden, parser, pick_device, save_figure
-from _training import Pair, Schedule, draw, finish, prepare, report, train
+from _memories import (
+    FixedNormal,
+    Trained,
+    choose,
+    classify,
+    draw_measures,
+    draw_reads,
+    finish_memories,
+    make_pair,
+    measured,
+    train_memories,
+)
+from _training import Pair, Schedule, draw, prepare, report
 from torch import Tensor, nn
 
 from pyro_seq.data import (
@@ -46,12 +57,8 @@ from pyro_seq.data import (
     recall,
 )
 from pyro_seq.evaluation import FreeEnergy, forecast, free_energy
-from pyro_seq.evaluation.memories import recall_ratio, replay_memory
 from pyro_seq.evaluation.step_plots import reconstructions
-from pyro_seq.models import GTMM
 from pyro_seq.nn.mlp import FlatFrames, mlp
-from pyro_seq.plugins import available, get
-from pyro_seq.training import Callback
 
 TASKS = ("perfect", "parity", "one_shot", "dynamic", "cued")
 NOISE = 0.1
@@ -159,14 +166,6 @@ CUED = {
 }
 
 
-class FixedNormal(nn.Module):
-    """Normal values around the decoder's output, whose spread is known."""
-
-    def forward(self, loc: Tensor) -> Any:  # noqa: ANN401
-        """Their distribution, `(*batch, size)`."""
-        return dist.Normal(loc, NOISE, validate_args=False).to_event(1)
-
-
 class Data(NamedTuple):
     """Where training sequences come from, the test sequences, and a bank to learn labels from."""
 
@@ -176,29 +175,6 @@ class Data(NamedTuple):
     bank: Pictures | Vectors
 
 
-class Measure(Callback):
-    """Ratios of divergences on the validation sequences after each epoch, and in its record."""
-
-    def __init__(self, sequences: Recall) -> None:
-        self.sequences = sequences
-        self.records: list[dict[str, float]] = []
-
-    def on_epoch_end(self, context: Any) -> None:  # noqa: ANN401
-        """Once per epoch, in one pass."""
-        pair = context.loss.model, context.loss.guide
-        ratio = measured(free_energy(*pair, self.sequences.batch, seed=0), self.sequences)
-        self.records.append({"loss": context.record["validation_loss"], **ratio})
-        context.record |= {f"validation_{key}": value for key, value in ratio.items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The records so far."""
-        return {"records": self.records}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from those of a checkpoint."""
-        self.records = [*state["records"]]
-
-
 def main() -> None:
     """Train with every memory, evaluate on fresh sequences, compare, plot."""
     args, preset = arguments()
@@ -206,35 +182,15 @@ def main() -> None:
     began = time.perf_counter()
     data = load(args, preset)
     schedule = Schedule(preset.epochs, preset.learning_rate, 1.0, clip_norm=preset.clip_norm)
-    pairs, seconds, measures = {}, {}, {}
-    for name in args.memory:
-        pairs[name], measures[name] = build(name, args, preset, data), Measure(data.validation)
-        config = {"task": args.task, "frames": args.frames, **preset._asdict()}
-        batches = [data.validation.batch.to(pick_device(args.device))]
-        seconds[name] = train(
-            name,
-            pairs[name],
-            data.train,
-            batches,
-            schedule,
-            args,
-            config,
-            [measures[name]],
-        )
-    energies = {n: free_energy(*pair, data.test.batch, seed=0) for n, pair in pairs.items()}
-    metrics = evaluate(pairs, energies, data, args)
-    for name, pair in pairs.items():
-        records = measures[name].records
-        last = records[-1].items()
-        metrics |= {f"{name}_last_validation_{key}": value for key, value in last}
-        halved = [epoch for epoch, record in enumerate(records, 1) if record["rho"] <= 0.5]
-        if halved:
-            metrics[f"{name}_updates_to_half"] = halved[0] * preset.batches
-        metrics[f"{name}_parameters"] = sum(p.numel() for p in nn.ModuleList(pair).parameters())
-    if len(pairs) == 1:
-        metrics |= {key.removeprefix(f"{args.memory[0]}_"): v for key, v in metrics.items()}
-    draw(lambda: draw_figures(pairs, energies, data, measures, args, preset))
-    finish(metrics, seconds, began, args, preset)
+    config = {"task": args.task, "frames": args.frames, **preset._asdict()}
+    make = partial(build, args=args, preset=preset, data=data)
+    trained = train_memories(make, data.train, data.validation, schedule, args, config)
+    energies = {
+        name: free_energy(*pair, data.test.batch, seed=0) for name, pair in trained.pairs.items()
+    }
+    metrics = evaluate(trained.pairs, energies, data, args)
+    draw(lambda: draw_figures(trained, energies, data, args, preset))
+    finish_memories(trained, metrics, began, args, preset)
 
 
 def arguments() -> tuple[argparse.Namespace, Preset]:
@@ -242,16 +198,7 @@ def arguments() -> tuple[argparse.Namespace, Preset]:
     options = parser(__doc__.splitlines()[0] if __doc__ else "", "runs/gtmm_recall")
     options.add_argument("--task", choices=TASKS, default="perfect")
     options.add_argument("--frames", choices=("digits", "vectors"), default="digits")
-    options.add_argument(
-        "--memory", nargs="+", default=None, metavar="NAME", help=", ".join(available("memories"))
-    )
-    args = options.parse_args()
-    if args.memory is None:
-        smoke = args.preset == "smoke"
-        args.memory = ["introspection", "lstm"] if smoke else ["icm", "introspection", "lstm"]
-    unknown = [name for name in args.memory if name not in available("memories")]
-    if unknown:
-        options.error(f"--memory: expected some of {available('memories')}; got {unknown}")
+    args = choose(options, ["icm", "introspection", "lstm"], ["introspection", "lstm"])
     if args.frames == "vectors" and args.task in ("parity", "one_shot"):
         options.error(f"--task {args.task} is about pictures; leave out --frames vectors")
     preset = overridden(options, PRESETS[args.preset][args.frames], args.set)
@@ -283,40 +230,24 @@ def load(args: argparse.Namespace, preset: Preset) -> Data:
 
 def build(name: str, args: argparse.Namespace, preset: Preset, data: Data) -> Pair:
     """The model with that memory, and its filter."""
-    torch.manual_seed(args.seed)
     frame = tuple(data.test.frames.shape[2:])
-    features = (torch.Size(frame).numel(), *preset.encoder)[-1]
-    encoder = nn.Sequential(FlatFrames(), *mlp(torch.Size(frame).numel(), preset.encoder))
-    pictures = args.frames == "digits"
-    latent = preset.latent if pictures else frame[0]
-    if name == "lstm":
-        options: dict[str, Any] = {"frame_features": features, "hidden": 3 * preset.hidden // 2}
-    else:
-        slots = preset.length + preset.recalled
-        options = {"slots": slots, "heads": preset.heads, "hidden": preset.hidden}
+    values, pictures = torch.Size(frame).numel(), args.frames == "digits"
     cued = CUED.get(name, {}) if args.task == "cued" else {}
-    model = GTMM(
+    return make_pair(
+        name,
         frame,
-        latent=latent,
-        memory=name,
-        memory_options={**options, **cued, **preset.options.get(name, {})},
-        prior=[preset.network],
+        encoder=nn.Sequential(FlatFrames(), *mlp(values, preset.encoder)),
+        features=(values, *preset.encoder)[-1],
+        network=preset.network,
+        options={**cued, **preset.options.get(name, {})},
+        slots=preset.length + preset.recalled,
+        heads=preset.heads,
+        hidden=preset.hidden,
+        device=pick_device(args.device),
+        latent=preset.latent if pictures else values,
         decoder=preset.decoder,
-        emission="bernoulli" if pictures else FixedNormal(),
-        encoder=encoder if name == "lstm" else None,
+        emission="bernoulli" if pictures else FixedNormal(NOISE),
     )
-    own = {"encoder": encoder, "features": features}
-    guide = get("guides", "filter")(model, hidden=[preset.network], **own)
-    pair = Pair(model, guide)
-    for part in pair:
-        part.to(pick_device(args.device))
-    return pair
-
-
-def measured(energy: FreeEnergy, sequences: Recall) -> dict[str, float]:
-    """The ratio of divergences and its parts."""
-    ratio = recall_ratio(energy, recalled=sequences.recalled, before=sequences.before)
-    return ratio._asdict()
 
 
 def evaluate(
@@ -370,58 +301,30 @@ def predictions(
     return found
 
 
-def classify(bank: Any, steps: int) -> nn.Module:  # noqa: ANN401
-    """A classifier of the pictures of a bank, on the CPU."""
-    torch.manual_seed(0)
-    size = bank.frames[0].numel()
-    network = nn.Sequential(nn.Flatten(), *mlp(size, [300, 100], nn.ReLU), nn.Linear(100, 10))
-    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
-    for _ in range(steps):
-        rows = torch.randint(len(bank.labels), (128,))
-        loss = nn.functional.cross_entropy(network(bank.take(rows).cpu()), bank.labels[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return network.eval()
-
-
 def draw_figures(
-    pairs: dict[str, Pair],
+    trained: Trained,
     energies: dict[str, FreeEnergy],
     data: Data,
-    measures: dict[str, Measure],
     args: argparse.Namespace,
     preset: Preset,
 ) -> None:
     """Divergence per step, training curves, read weights, predicted and generated frames."""
-    from pyro_seq.evaluation.memories import plot_divergence, plot_read_weights
-    from pyro_seq.evaluation.plots import new_panels, plot_strips
+    from pyro_seq.evaluation.plots import plot_strips
 
     test = data.test
     divergences = {name: energy.divergence.mean(0) for name, energy in energies.items()}
-    save_figure(plot_divergence(divergences, test.recalled[0]), args.out / "divergence.png")
-    labels = {"loss": "validation loss (nats per step)", "rho": "rho", "last_frame_kl": "last KL"}
-    curves = new_panels(3.2, 2.6, len(labels))
-    for panel, (key, label) in zip(curves, labels.items(), strict=True):
-        for name, measure in measures.items():
-            values = [record[key] for record in measure.records]
-            panel.plot(range(1, len(values) + 1), values, label=name)
-        panel.set(xlabel="epoch", title=label)
-    curves[0].legend(fontsize="small")
-    save_figure(curves, args.out / "training.png")
+    draw_measures(divergences, trained.measures, test.recalled[0], args)
     first, rows = Batch(test.frames[:1]), {"frames": test.frames[0].cpu()}
-    for name, pair in pairs.items():
-        weights = replay_memory(pair.guide, first).weights[0]
-        if weights.numel():
-            save_figure(plot_read_weights(weights), args.out / f"read_weights_{name}.png")
-        if args.frames == "digits":
-            shown = test.frames[:1, : preset.length]
-            end = forecast(pair.guide, shown, preset.recalled, samples=1, seed=0).frames[0]
-            means = reconstructions(pair.guide, first)["prediction"][0]
-            rows[f"{name}: predicted"] = means.cpu()
-            rows[f"{name}: generated"] = torch.cat([shown, end.to(shown)], 1)[0].cpu()
-    if args.frames == "digits":
-        save_figure(plot_strips(rows), args.out / "frames.png")
+    draw_reads(trained.pairs, first, args)
+    if args.frames != "digits":
+        return
+    for name, pair in trained.pairs.items():
+        shown = test.frames[:1, : preset.length]
+        end = forecast(pair.guide, shown, preset.recalled, samples=1, seed=0).frames[0]
+        means = reconstructions(pair.guide, first)["prediction"][0]
+        rows[f"{name}: predicted"] = means.cpu()
+        rows[f"{name}: generated"] = torch.cat([shown, end.to(shown)], 1)[0].cpu()
+    save_figure(plot_strips(rows), args.out / "frames.png")
 
 
 if __name__ == "__main__":

@@ -257,6 +257,8 @@ MEMORIES: dict[str, dict[str, dict[str, Any]]] = {
         "dense": {"controls": 2},
         "no positions": {"positions": False, "key": 4, "context_includes_state": False},
         "top 2": {"top_k": 2},
+        "top 2 of places": {"top_k": 2, "controls": 2, "phases": 3},
+        "no places": {"controls": 2, "phases": 0},
     },
     "lstm": {"frames": {"frame_features": 3, "controls": 2}, "latents": {"frame_features": 0}},
 }

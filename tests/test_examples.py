@@ -79,6 +79,12 @@ def real(program: str, folder: str, wanted: set[str]) -> Any:  # noqa: ANN401
         pytest.param("my_own_model", {"seconds"}),
         real("gtmm_recall --task cued --memory icm", "mnist", {"rho", "recall_accuracy"}),
         pytest.param("gtmm_recall --frames vectors", {"lstm_rho", "introspection_last_frame_kl"}),
+        real(
+            "gtmm_map --memory icm",
+            "mnist",
+            {"rho", "last_frame_kl", "recall_accuracy", "generated_recall", "generated_agreement"},
+        ),
+        pytest.param("gtmm_rotation", {"icm_rho", "lstm_turn_nearer_share", "copy_error"}),
     ],
 )
 def test_filters(program: str, wanted: set[str], tmp_path: Path) -> None:

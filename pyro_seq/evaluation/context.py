@@ -10,7 +10,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.nn import PyroModule
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_seq.data import Batch, as_batch
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 from torch.nn.functional import pad
 
 from pyro_seq.data import Batch
@@ -25,11 +25,20 @@ from pyro_seq.evaluation.plots import new_axes, new_panels
 from pyro_seq.guides.filtering import FilteringGuide
 from pyro_seq.memory import Context
 from pyro_seq.models.gtmm import GTMM
+from pyro_seq.models.step_handlers import predicted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["RecallRatio", "plot_divergence", "plot_read_weights", "recall_ratio", "replay_memory"]
+__all__ = [
+    "RecallRatio",
+    "continuation",
+    "nearer_share",
+    "plot_divergence",
+    "plot_read_weights",
+    "recall_ratio",
+    "replay_memory",
+]
 
 
 class RecallRatio(NamedTuple):
@@ -127,6 +136,80 @@ def replay_memory(
             _delayed(z), placed.controls, features=None if features is None else _delayed(features)
         )
     return Context(*(part.cpu() for part in context))
+
+
+def continuation(
+    guide: FilteringGuide,
+    batch: Tensor | tuple[Tensor, Tensor | None, Tensor | None],
+    shown: int,
+    *,
+    seed: int | None = 0,
+) -> Tensor:
+    """Sequences that are shown up to a step and generated from there on, one draw of each.
+
+    Latents are drawn from q as long as frames are shown, and then from the prior. A generated
+    frame is the mean of the emission at the very latent that the model goes on with, so that it
+    shows what a memory holds of it; a model that reads frames is fed these means.
+
+    Args:
+        guide: Guide of a trained step model, one that needs no later frame.
+        batch: A :class:`~pyro_seq.data.Batch`, or x alone, `(sequences, time, *frame)`. Frames
+            after the first `shown` are not read; controls of all steps are.
+        shown: Number of frames that are shown, 0 or more.
+        seed: Seed of the draws; None goes on with torch's present state.
+
+    Returns:
+        `(sequences, time, *frame)` on the CPU, the first `shown` of them as they were given.
+
+    Raises:
+        ValueError: If `shown` is not a number of steps of the sequences.
+    """
+    whole = as_batch(batch)
+    count, time = whole.x.shape[:2]
+    if not 0 <= shown <= time:
+        raise ValueError(f"shown must be a number of steps from 0 to {time}; got {shown}")
+    seen = (torch.arange(time, device=whole.x.device) < shown).expand(count, time)
+    mask = seen if whole.mask is None else seen & whole.mask
+    with evaluating(guide, guide.model, seed=seed):
+        placed = place(guide.model, whole._replace(mask=mask))
+        guide.model.check(*placed)
+        shape, means = Size((count,)), []
+        state = guide.initial(shape)
+        for frame in guide.frames(*placed, state, shape, defer=False)[0]:
+            step = guide.advance(state, frame, shape)
+            means.append(predicted(step.likelihood[0].distribution))
+            state = step.state
+    made = torch.stack(means, 1).cpu()
+    return torch.cat([whole.x[:, :shown].to(made), made[:, shown:]], 1)
+
+
+def nearer_share(frames: Tensor, own: Tensor) -> float:
+    """How often a frame is nearer to one of its own sequence than to those of the others.
+
+    Args:
+        frames: `(sequences, steps, *frame)`.
+        own: What each is to be like, of the same shape.
+
+    Returns:
+        The share of all steps and all pairs of two sequences, ties not counted: 1/2 by chance.
+
+    Raises:
+        ValueError: If the shapes differ, or there are fewer than two sequences.
+
+    Example:
+        >>> own = torch.tensor([[[0.0]], [[1.0]], [[5.0]]])
+        >>> nearer_share(torch.tensor([[[0.1]], [[0.2]], [[5.0]]]), own)
+        0.8333333333333334
+    """
+    if frames.shape != own.shape or frames.dim() < 3 or len(frames) < 2:
+        raise ValueError(
+            "frames and own must be (sequences, steps, *frame) of one shape, two sequences or "
+            f"more; got {tuple(frames.shape)} and {tuple(own.shape)}"
+        )
+    made, others = (part.transpose(0, 1).flatten(2).double() for part in (frames, own))
+    apart = torch.cdist(made, others)  # steps, sequences, sequences
+    nearer = apart.diagonal(dim1=1, dim2=2).unsqueeze(2) < apart
+    return float(nearer.double().sum() / (len(made) * len(frames) * (len(frames) - 1)))
 
 
 def plot_divergence(

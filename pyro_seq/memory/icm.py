@@ -4,7 +4,13 @@ r"""Introspective content memory: past latents, stored as they are, found by lik
     w = \pi_1 w_c + \pi_2 S w_c + \pi_3 S w_{t-1} + \pi_4 w_{t-1} + \pi_5 w_{pos}, \qquad
     \Psi = [\sigma(g) \circ w V,\, h_t,\, \max w_c]
 
-where S moves weight from each row to the one written next.
+where S moves weight from each row to the one written next. With controls, what is looked up is
+also a place, to which the controls have led:
+
+.. math::
+    \varphi_t = \varphi_{t-1} + W u_t, \qquad
+    w_c \propto \exp\Bigl(\beta\, q^\top k_n
+    + \frac{\beta_\varphi}{P} \sum_p \cos(\varphi_{t,p} - \varphi_{n,p})\Bigr)
 
 References:
     Gemici, Hung, Santoro, Wayne, Mohamed, Rezende, Amos, Lillicrap (2017), Generative temporal
@@ -33,6 +39,7 @@ __all__ = ["ICM", "ICMState"]
 
 _WAYS = ("content", "after content", "after the last", "the last", "position")
 _START = (0.0, 1.0, 0.0, 0.0, 1.0)
+_PHASES, _PHASE_STRENGTH, _TURN = 16, 4.0, 0.5
 
 
 class ICMState(NamedTuple):
@@ -42,7 +49,9 @@ class ICMState(NamedTuple):
         h: Output of the controller, `(*batch, hidden)`.
         c: Its cell, `(*batch, hidden)`.
         latents: V, `(*batch, slots, latent)`; zeros where none has been written.
-        keys: Of unit length, `(*batch, slots, key)`.
+        keys: Of unit length, and beside it cosines and sines of the place,
+            `(*batch, slots, key + 2 phases)`.
+        phase: Of the place, in radians, `(*batch, phases)`.
         steps: How many steps came before, int64 `(*batch,)`.
         weights: Of the read heads, `(*batch, heads, slots)`, or `(*batch, heads, top_k)`.
         chosen: The slots of these weights, int64 `(*batch, heads, top_k)`; of size 0 where all
@@ -53,6 +62,7 @@ class ICMState(NamedTuple):
     c: Tensor
     latents: Tensor
     keys: Tensor
+    phase: Tensor
     steps: Tensor
     weights: Tensor
     chosen: Tensor
@@ -83,6 +93,10 @@ class ICM(Memory):
     so that the row after one found takes no links. Nothing about writing is learnt but the keys,
     which to begin with are as unlike as the latents are (A is orthogonal).
 
+    Where there are controls, phases that turn with them are a place, and rows are also found by
+    the place at which they were written: by whichever way one came back, once the turns of
+    opposite controls are opposite.
+
     Args:
         latent: Size of z.
         slots: Number of rows.
@@ -90,6 +104,8 @@ class ICM(Memory):
         hidden: Units of the controller.
         controls: Size of u, or 0.
         key: Size of a key; None for that of the latent.
+        phases: How many tell a place, for a memory with controls, or 0; None for 16 if there are
+            controls.
         top_k: Read that many rows alone; None for all. As many as slots means the same as all.
             The attribute may be changed between sequences: gradients are richer with many rows.
         positions: Whether heads can also read by position, with as many parameters as slots.
@@ -98,7 +114,8 @@ class ICM(Memory):
         context_includes_state: Whether the context has the controller's output.
 
     Raises:
-        ValueError: When a size is not positive, or top_k is more than the slots.
+        ValueError: When a size is not positive, top_k is more than the slots, or there are phases
+            without controls.
 
     Example:
         >>> memory = ICM(latent=3, slots=6, heads=2, hidden=8)
@@ -116,6 +133,7 @@ class ICM(Memory):
         hidden: int = 200,
         controls: int = 0,
         key: int | None = None,
+        phases: int | None = None,
         top_k: int | None = None,
         positions: bool = True,
         position_hidden: int = 128,
@@ -123,12 +141,16 @@ class ICM(Memory):
         context_includes_state: bool = True,
     ) -> None:
         key = latent if key is None else key
+        phases = (_PHASES if controls else 0) if phases is None else phases
         check_positive(latent=latent, slots=slots, heads=heads, hidden=hidden)
         check_positive(key=key, position_hidden=position_hidden)
+        check_positive(0, phases=phases)
+        if phases and not controls:
+            raise ValueError(f"phases must be 0 for a memory without controls; got {phases}")
         if top_k is not None and not 1 <= top_k <= slots:
             raise ValueError(f"top_k must be from 1 to slots={slots}, or None; got {top_k}")
         super().__init__(latent, slots=slots, heads=heads, controls=controls, wraps=ring)
-        self.hidden, self.key, self.top_k = hidden, key, top_k
+        self.hidden, self.key, self.phases, self.top_k = hidden, key, phases, top_k
         self.context_includes_state = context_includes_state
         self.reads = heads * latent
         self.context = self.reads + hidden * context_includes_state + heads
@@ -147,6 +169,12 @@ class ICM(Memory):
             parts["positions"] = (position_hidden,)
             self.places = RepeatedLinear(position_hidden, heads * slots)
         start: Start = {"queries": 0.0, "strengths": 5.0, "ways": torch.tensor(_START[:ways])}
+        if phases:
+            parts["phase_strengths"] = (heads,)
+            start = {**start, "phase_strengths": _PHASE_STRENGTH}
+            self.turn = RepeatedLinear(controls, phases, bias=False)
+            self.null_phase = nn.Parameter(torch.full((1,), 0.5))
+            nn.init.normal_(self.turn.weight, std=_TURN)
         self.interface = Interface(hidden, parts, start)
         nn.init.orthogonal_(self.content.weight)  # keys as unlike as the latents are
         with torch.no_grad():
@@ -157,11 +185,12 @@ class ICM(Memory):
         """Zeros."""
         zeros = self.cell.weight_hh.new_zeros(*batch_shape, self.hidden)
         latents = zeros.new_zeros(*batch_shape, self.slots, self.latent)
-        keys = zeros.new_zeros(*batch_shape, self.slots, self.key)
+        keys = zeros.new_zeros(*batch_shape, self.slots, self.key + 2 * self.phases)
+        phase = zeros.new_zeros(*batch_shape, self.phases)
         steps = torch.zeros(batch_shape, dtype=torch.int64, device=zeros.device)
         weights = zeros.new_zeros(*batch_shape, self.heads, self.top_k or self.slots)
         chosen = steps.new_zeros(*batch_shape, self.heads, self.top_k or 0)
-        return ICMState(zeros, zeros, latents, keys, steps, weights, chosen)
+        return ICMState(zeros, zeros, latents, keys, phase, steps, weights, chosen)
 
     def step(
         self,
@@ -174,7 +203,8 @@ class ICM(Memory):
         inputs = torch.cat(self.inputs(z, u_t, features), -1)
         h, c = lstm_step(self.cell, inputs, state.h, state.c)
         parts = self.interface(h)
-        step = self._prepare(state, z, parts)
+        phase = state.phase + self.turn(u_t) if self.phases else state.phase
+        step = self._prepare(state, z, parts, phase)
         if self.top_k is None:
             found, likeness = _dense(step, state)
             reads, weights, chosen = found @ step.latents, found, state.chosen
@@ -187,24 +217,35 @@ class ICM(Memory):
             weights = found.new_zeros(shape).scatter_add(-1, chosen, found)
         reads = (reads * parts["gates"].sigmoid()).flatten(-2)
         context = [reads, h, likeness] if self.context_includes_state else [reads, likeness]
-        after = ICMState(h, c, step.latents, step.keys, state.steps + 1, found, chosen)
+        after = ICMState(h, c, step.latents, step.keys, phase, state.steps + 1, found, chosen)
         return Context(torch.cat(context, -1), reads, weights), after
 
-    def _prepare(self, state: ICMState, z: Tensor, parts: dict[str, Tensor]) -> _Step:
+    def _prepare(
+        self, state: ICMState, z: Tensor, parts: dict[str, Tensor], phase: Tensor
+    ) -> _Step:
         """The latent stored, and what is looked up."""
         content = self.content(z)
         key = addressing.unit(content + self.surroundings(state.h))
-        slots = torch.arange(self.slots, device=z.device)
-        slot = state.steps % self.slots
         strengths = addressing.oneplus(parts["strengths"])
         queries = addressing.unit(content.unsqueeze(-2) + parts["queries"], strengths)
+        null = queries @ addressing.unit(self.null)
+        if self.phases:
+            strengths = addressing.oneplus(parts["phase_strengths"])
+            here = strengths.unsqueeze(-1) * (_on_circle(phase) / self.phases).unsqueeze(-2)
+            begun = state.steps.unsqueeze(-1) > 0  # the zeros before the first step are nowhere
+            there = torch.where(begun, _on_circle(state.phase), 0)
+            key = torch.cat([key, there], -1)
+            queries = torch.cat([queries, here], -1)
+            null = null + strengths * self.null_phase
         positions = None
         if "positions" in parts:
             scores = self.places(parts["positions"].tanh())
             positions = addressing.positive_weights(scores.unflatten(-1, (self.heads, self.slots)))
+        slots = torch.arange(self.slots, device=z.device)
+        slot = state.steps % self.slots
         return _Step(
             queries,
-            queries @ addressing.unit(self.null),
+            null,
             addressing.write_row(state.keys, slot, key),
             addressing.write_row(state.latents, slot, z),
             slot[..., None, None],
@@ -213,6 +254,11 @@ class ICM(Memory):
             parts["ways"].softmax(-1),
             positions,
         )
+
+
+def _on_circle(phase: Tensor) -> Tensor:
+    """Cosines and sines, `(*batch, 2 phases)`; products of two are cosines of differences."""
+    return torch.cat([phase.cos(), phase.sin()], -1)
 
 
 def _dense(step: _Step, state: ICMState) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,8 @@ import torch
 from pyro_seq.data import Vectors, recall
 from pyro_seq.evaluation import FreeEnergy
 from pyro_seq.evaluation.memories import (
+    continuation,
+    nearer_share,
     plot_divergence,
     plot_read_weights,
     recall_ratio,
@@ -93,6 +95,55 @@ def test_replay_names_what_it_cannot_do() -> None:
     with pytest.raises(TypeError, match="got a Recall. Use its .batch"):
         replay_memory(pair("dnc"), sequences)
     assert replay_memory(pair("lstm"), x).weights.shape == (5, 4, 0, 0)
+
+
+@pytest.mark.parametrize("memory", ["icm", "lstm"])
+def test_a_continuation_reads_no_frame_after_those_shown(memory: str) -> None:
+    guide, x = pair(memory), torch.rand(4, 4, 3)
+    made = continuation(guide, x, 2, seed=3)
+    other = torch.cat([x[:, :2], torch.full_like(x[:, 2:], torch.nan)], 1)
+    assert torch.equal(made, continuation(guide, other, 2, seed=3))
+    assert torch.equal(made[:, :2], x[:, :2]) and made.shape == x.shape
+    assert not torch.equal(made, continuation(guide, x, 2, seed=4))
+    assert torch.equal(continuation(guide, x, 4), x)
+
+
+def test_a_continuation_goes_on_from_the_latents_that_it_shows() -> None:
+    """A memory that copies its last latent, from a prior that is the copy: all frames alike."""
+    guide = pair("introspection")
+    model, memory = guide.model, guide.model.memory
+    with torch.no_grad():
+        model.prior_head.parameters_of.weight.zero_()
+        model.prior_head.parameters_of.bias[:2], model.prior_head.parameters_of.bias[2:] = 0, -9
+        memory.interface.rows_of("gates", memory.interface.layer.weight).zero_()
+        memory.interface.rows_of("gates", memory.interface.layer.bias).fill_(30)
+        memory.places.weight.zero_()
+        memory.places.bias.copy_(torch.tensor([-30.0, 1, -30, -30]).repeat(2))  # that of step 1
+        model.copy.weight.copy_(torch.eye(2).repeat(1, 2) / 2)
+        model.emit.logits.weight.mul_(3)
+    made = continuation(guide, torch.rand(5, 4, 3), 1)
+    shown = continuation(guide, torch.rand(5, 4, 3), 0)
+    torch.testing.assert_close(made[:, 1], made[:, 3], atol=0.02, rtol=0)
+    torch.testing.assert_close(shown[:, 0], shown[:, 2], atol=0.05, rtol=0)
+    assert made[:, 1].std(0).max() > 0.05  # and sequences differ
+
+
+def test_a_continuation_names_a_step_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match="shown must be a number of steps from 0 to 4; got 5"):
+        continuation(pair("icm"), torch.ones(1, 4, 3), 5)
+
+
+def test_nearer_share_is_that_of_a_loop() -> None:
+    torch.manual_seed(0)
+    frames, own = torch.randn(5, 3, 2, 2), torch.randn(5, 3, 2, 2)
+    wins = [
+        (frames[i, t] - own[i, t]).norm() < (frames[i, t] - own[j, t]).norm()
+        for t in range(3) for i in range(5) for j in range(5) if i != j
+    ]  # fmt: skip
+    assert nearer_share(frames, own) == pytest.approx(sum(map(bool, wins)) / len(wins))
+    assert nearer_share(own, own) == 1.0
+    with pytest.raises(ValueError, match="frames and own must be .* got .5, 3, 2, 2. and .5, 2"):
+        nearer_share(frames, own[:, :2])
 
 
 def test_plots() -> None:

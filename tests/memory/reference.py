@@ -270,17 +270,25 @@ def introspection(memory: Any, latents: list[Vector]) -> list[tuple[Vector, list
     return steps
 
 
-def icm(memory: Any, latents: list[Vector]) -> list[tuple[Vector, list[Vector]]]:  # noqa: ANN401
+def icm(
+    memory: Any,  # noqa: ANN401
+    latents: list[Vector],
+    controls: list[Vector] | None = None,
+) -> list[tuple[Vector, list[Vector]]]:
     """By times instead of slots: the weight of each past latent, which may still be stored."""
     control, slots = Controller(memory.cell), memory.slots
     past: list[tuple[Vector, Vector]] = []
     before: list[dict[int, float]] = [{} for _ in range(memory.heads)]
     null, steps = unit(memory.null.tolist()), []
+    phases = [[0.0] * memory.phases]  # before each step, and so those of the latent stored
     for now, z in enumerate(latents):
+        u = controls[now] if controls else []
+        turns = dense(memory.turn, u) if memory.phases else []
+        phases.append([a + b for a, b in zip(phases[-1], turns, strict=True)])
         key = dense(memory.content, z)
         around = dense(memory.surroundings, control.h)
         past.append((z, unit([a + b for a, b in zip(key, around, strict=True)])))
-        h = control(z)
+        h = control(z + u)
         parts = Parts(memory.interface, h)
         stored = range(max(0, now + 1 - slots), now + 1)
         scores = places(memory, parts.positions) if "positions" in memory.interface.parts else None
@@ -288,8 +296,18 @@ def icm(memory: Any, latents: list[Vector]) -> list[tuple[Vector, list[Vector]]]
         for r in range(memory.heads):
             query = unit([a + b for a, b in zip(key, parts.queries[r], strict=True)])
             strength = 1 + softplus(parts.strengths[r])
-            *like, _ = softmax([strength * dot(query, past[t][1]) for t in stored if t < now]
-                               + [strength * dot(query, null)])  # fmt: skip
+            alike = [strength * dot(query, past[t][1]) for t in stored if t < now]
+            nothing = strength * dot(query, null)
+            if memory.phases:
+                by_place = 1 + softplus(parts.phase_strengths[r])
+                for number, t in enumerate(stored[:-1]):
+                    if t == 0:
+                        continue  # the zeros before the first step are nowhere
+                    apart = zip(phases[now + 1], phases[t], strict=True)
+                    near = sum(math.cos(a - b) for a, b in apart) / memory.phases
+                    alike[number] += by_place * near
+                nothing += by_place * memory.null_phase.item()
+            *like, _ = softmax([*alike, nothing])
             ways, total = softmax(parts.ways[r]), dict.fromkeys(stored, 0.0)
 
             def add(t: int, weight: float, total: dict[int, float] = total) -> None:
@@ -338,9 +356,15 @@ REFERENCES = {
 }
 
 
-def replay(name: str, memory: Any, z: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+def replay(
+    name: str,
+    memory: Any,  # noqa: ANN401
+    z: Tensor,
+    controls: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Features and read weights of latents `(batch, time, latent)`, by the slow reference."""
-    runs = [REFERENCES[name](memory, latents) for latents in z.tolist()]
+    given = [z.tolist()] if controls is None else [z.tolist(), controls.tolist()]
+    runs = [REFERENCES[name](memory, *one) for one in zip(*given, strict=True)]
     features = [[step[0] for step in run] for run in runs]
     weights = [[step[1] for step in run] for run in runs]
     return torch.tensor(features, dtype=z.dtype), torch.tensor(weights, dtype=z.dtype)

@@ -31,7 +31,7 @@ def test_a_size_is_an_integer() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"write": "tag"}, r"write must be one of latent_tag, .* got 'tag'"),
+        ({"write": "tag"}, r"write must be one of 'latent_tag', .* got 'tag'"),
         ({"write": "latent_add", "word": 3}, "word must be the size of the latent, 2, .* got 3"),
         ({"word": 1}, "word must be at least the size of the latent, 2, .* got 1"),
         ({"write": "linear", "word": 0}, "word must be at least 1; got 0"),
@@ -51,10 +51,12 @@ def test_writes(name: str, options: dict[str, Any], message: str) -> None:
     [
         (lambda: LRU(2, 9, heads=2, write_heads=3), "write_heads must be at most heads=2"),
         (lambda: LRU(2, 9, write_heads=0), "write_heads must be at least 1; got 0"),
-        (lambda: LRU(2, 9, write="?"), "write must be one of .*key; got '?'"),
+        (lambda: LRU(2, 9, write="?"), "write must be one of .*'key'; got '?'"),
         (lambda: ICM(2, 9, top_k=10), "top_k must be from 1 to slots=9, or None; got 10"),
         (lambda: ICM(2, 9, top_k=0), "top_k must be from 1"),
         (lambda: ICM(2, 9, key=0), "key must be at least 1"),
+        (lambda: ICM(2, 9, phases=4), "phases must be 0 for a memory without controls; got 4"),
+        (lambda: ICM(2, 9, controls=2, phases=-1), "phases must be at least 0; got -1"),
         (lambda: Introspection(2, 9, order="?"), "order must be one of append, shift"),
         (lambda: Introspection(2, 9, attention="?"), "attention must be one of softplus"),
         (lambda: LSTMMemory(2, -1), "frame_features must be at least 0; got -1"),

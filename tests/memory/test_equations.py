@@ -48,6 +48,9 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"positions": False, "key": 4},
         {"context_includes_state": False},
         {"top_k": SLOTS},
+        {"controls": 2},
+        {"controls": 2, "phases": 3, "slots": TIME},
+        {"controls": 2, "phases": 0},
     ],
     "lstm": [{"frame_features": 0}],
 }
@@ -74,8 +77,11 @@ def latents() -> Tensor:
 )
 def test_equations(name: str, options: dict[str, Any]) -> None:
     memory, z = make(name, **options), latents()
-    context, _ = memory(z)
-    features, weights = replay(name, memory, z)
+    controls = None
+    if memory.controls:
+        controls = torch.randn(*z.shape[:2], memory.controls, dtype=z.dtype)
+    context, _ = memory(z, controls)
+    features, weights = replay(name, memory, z, controls)
     torch.testing.assert_close(context.features, features, rtol=0, atol=2e-5)
     torch.testing.assert_close(
         context.weights, weights.view_as(context.weights), rtol=0, atol=2e-5
@@ -88,7 +94,7 @@ def test_every_memory_has_a_reference() -> None:
     assert ours == set(REFERENCES) == set(SETTINGS)
 
 
-@pytest.mark.parametrize("options", [{}, {"positions": False}, {"key": 2}])
+@pytest.mark.parametrize("options", [{}, {"positions": False}, {"key": 2}, {"controls": 2}])
 @pytest.mark.parametrize("slots", [SLOTS, 2 * TIME])
 def test_as_many_as_slots_are_all(slots: int, options: dict[str, Any]) -> None:
     """With gradients of latents and parameters, with a ring and without."""
@@ -96,9 +102,10 @@ def test_as_many_as_slots_are_all(slots: int, options: dict[str, Any]) -> None:
     sparse = make("icm", slots=slots, top_k=slots, **options)
     sparse.load_state_dict(dense.state_dict())
     z = latents().requires_grad_()
+    controls = torch.randn(2, TIME, 2).double() if dense.controls else None
     results = []
     for memory in (dense, sparse):
-        context, _ = memory(z)
+        context, _ = memory(z, controls)
         total = (context.features * torch.linspace(0, 1, memory.context)).square().sum()
         results.append([*context, *torch.autograd.grad(total, [z, *memory.parameters()])])
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-10)

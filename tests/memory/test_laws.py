@@ -152,6 +152,34 @@ def test_the_first_step_of_icm_finds_nothing() -> None:
     assert (context.features[..., -2:] == 0).all()
 
 
+def test_a_place_is_found_by_any_way_to_it() -> None:
+    """ICM: with opposite turns for opposite moves, on a walk along two axes."""
+    moves = torch.tensor(
+        [[0.0, 1], [1, 0], [0, -1], [0, -1], [-1, 0], [0, 1]]
+    )  # back to the start
+    memory = ICM(LATENT, 8, controls=2, **SIZES)
+    start = memory.interface.layer.bias
+    with torch.no_grad():
+        memory.interface.layer.weight.zero_()
+        memory.interface.rows_of("strengths", start).fill_(-20)
+        memory.interface.rows_of("phase_strengths", start).fill_(200)
+        memory.interface.rows_of("ways", start).view(2, -1)[:] = 20 * torch.eye(5)[0]
+        memory.turn.weight.normal_(std=3)  # neighbours are far below the null row
+    controls = torch.cat([torch.zeros(1, 2), moves]).expand(BATCH, -1, -1)
+    context, state = memory(latents(7), controls)
+    torch.testing.assert_close(state.phase, torch.zeros_like(state.phase), atol=1e-5, rtol=0)
+    places = controls[0].cumsum(0).tolist()
+    for t, place in enumerate(places):  # row n has the latent of step n, row 0 zeros of no place
+        rows = [n + 1 for n in range(t - 1) if places[n] == place]
+        expected = torch.zeros(8)
+        if rows:
+            expected[rows] = 1 / len(rows)
+        torch.testing.assert_close(
+            context.weights[:, t], expected.expand(BATCH, 2, -1), atol=0.05, rtol=0
+        )
+    assert rows == [1] and len(places) == 7
+
+
 def test_top_k_may_change_between_sequences() -> None:
     memory, z = ICM(LATENT, TIME, top_k=TIME, **SIZES), latents()
     before = memory(z)[0].features
