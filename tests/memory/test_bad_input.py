@@ -31,7 +31,7 @@ def test_a_size_is_an_integer() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"write": "tag"}, r"write must be one of 'latent_tag', .* got 'tag'"),
+        ({"write": "tag"}, r"write must be one of latent_tag, .* got 'tag'"),
         ({"write": "latent_add", "word": 3}, "word must be the size of the latent, 2, .* got 3"),
         ({"word": 1}, "word must be at least the size of the latent, 2, .* got 1"),
         ({"write": "linear", "word": 0}, "word must be at least 1; got 0"),
@@ -51,7 +51,7 @@ def test_writes(name: str, options: dict[str, Any], message: str) -> None:
     [
         (lambda: LRU(2, 9, heads=2, write_heads=3), "write_heads must be at most heads=2"),
         (lambda: LRU(2, 9, write_heads=0), "write_heads must be at least 1; got 0"),
-        (lambda: LRU(2, 9, write="?"), "write must be one of .*'key'; got '?'"),
+        (lambda: LRU(2, 9, write="?"), "write must be one of .*key; got '?'"),
         (lambda: ICM(2, 9, top_k=10), "top_k must be from 1 to slots=9, or None; got 10"),
         (lambda: ICM(2, 9, top_k=0), "top_k must be from 1"),
         (lambda: ICM(2, 9, key=0), "key must be at least 1"),
