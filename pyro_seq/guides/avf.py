@@ -194,7 +194,7 @@ class AVF(FilteringGuide):
             if "errors" in self.encodes:
                 share = self.network.share("errors", errors(context, slope.energy))
                 shares = [*alike, share]
-            gradients = problem.moves(slope.gradients, gradients=True)
+            gradients = problem.gradients_in_moves(slope.gradients)
             now = problem.moved(self.network(before, gradients, shares, problem.moves(before)))
             if number + 1 < self.iterations or last:
                 slope = problem.slope(now)

@@ -128,12 +128,16 @@ class LocalProblem:
             for name, value in parameters.items()
         }
 
-    def moves(self, parameters: Parameters, gradients: bool = False) -> Parameters:
-        """Parameters as moves from the start; or the gradients in the moves of those in them."""
+    def gradients_in_moves(self, gradients: Parameters) -> Parameters:
+        """Gradients in the moves, of those in the parameters."""
+        if self.units == "own":
+            return gradients
+        return {name: value * self._unit(name) for name, value in gradients.items()}
+
+    def moves(self, parameters: Parameters) -> Parameters:
+        """Parameters as moves from the start."""
         if self.units == "own":
             return parameters
-        if gradients:
-            return {name: value * self._unit(name) for name, value in parameters.items()}
         return {
             name: (value - self._start(name)) / self._unit(name)
             for name, value in parameters.items()

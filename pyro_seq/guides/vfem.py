@@ -97,7 +97,7 @@ class VariationalEM(FilteringGuide):
             if number:
                 slope = problem.slope(now)
             rate = self.rate * (1 - 0.9 * number / max(self.iterations - 1, 1))
-            slopes = problem.moves(slope.gradients, gradients=True)
+            slopes = problem.gradients_in_moves(slope.gradients)
             moves = self._descend(problem.moves(now), slopes, moments, rate, number + 1)
             now = problem.moved(moves)
         return Inference(problem.chooser(now, constant=not context.stock))
