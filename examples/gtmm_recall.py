@@ -401,7 +401,7 @@ def draw_figures(
     divergences = {name: energy.divergence.mean(0) for name, energy in energies.items()}
     save_figure(plot_divergence(divergences, test.recalled[0]), args.out / "divergence.png")
     labels = {"loss": "validation loss (nats per step)", "rho": "rho", "last_frame_kl": "last KL"}
-    curves = new_panels(3.2, 2.6, len(labels))
+    curves = new_panels(3.2, 2.6, len(labels), share_y=False)
     for panel, (key, label) in zip(curves, labels.items(), strict=True):
         for name, measure in measures.items():
             values = [record[key] for record in measure.records]
