@@ -234,15 +234,12 @@ def draw_measures(
         recalled: Steps to shade, bool `(time,)`.
         args: The command line.
     """
-    import matplotlib.pyplot as plt
-
     from pyro_seq.evaluation.memories import plot_divergence
+    from pyro_seq.evaluation.plots import new_panels
 
     save_figure(plot_divergence(divergences, recalled), args.out / "divergence.png")
     labels = {"loss": "validation loss (nats per step)", "rho": "rho", "last_frame_kl": "last KL"}
-    panels = plt.figure(figsize=(3.2 * len(labels), 2.6), layout="constrained").subplots(
-        1, len(labels)
-    )
+    panels = new_panels(3.2, 2.6, len(labels), share_y=False)
     for panel, (key, label) in zip(panels, labels.items(), strict=True):
         for name, measure in measures.items():
             values = [record[key] for record in measure.records]

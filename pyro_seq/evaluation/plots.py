@@ -267,7 +267,7 @@ def plot_imputation_curves(
     return axes
 
 
-def new_panels(width: float, height: float, count: int) -> np.ndarray:
+def new_panels(width: float, height: float, count: int, share_y: bool = True) -> np.ndarray:
     """Axes of one size in a new figure, in rows of at most four, `(count,)`."""
     try:
         import matplotlib.pyplot as plt
@@ -276,7 +276,7 @@ def new_panels(width: float, height: float, count: int) -> np.ndarray:
     columns, rows = min(count, 4), -(-count // 4)
     size = (width * columns, height * rows)
     grid = plt.figure(figsize=size, layout="constrained").subplots(
-        rows, columns, squeeze=False, sharex=True, sharey=True
+        rows, columns, squeeze=False, sharex=True, sharey=share_y
     )
     for unused in grid.flat[count:]:
         unused.remove()
