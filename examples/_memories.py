@@ -178,7 +178,8 @@ def train_memories(
 
 def measured(energy: FreeEnergy, sequences: Recall) -> dict[str, float]:
     """The ratio of divergences and its parts."""
-    return recall_ratio(energy, sequences.recalled, sequences.before)._asdict()
+    ratio = recall_ratio(energy, recalled=sequences.recalled, before=sequences.before)
+    return ratio._asdict()
 
 
 def finish_memories(
@@ -190,11 +191,15 @@ def finish_memories(
 ) -> None:
     """Write `metrics.json`: also the last epoch, parameters and seconds of each memory.
 
+    Where rho fell to 1/2 on the validation sequences, also after how many updates it first did.
     Keys begin with the name of the memory; where there is one, they are there without it too.
     """
     for name, pair in trained.pairs.items():
-        last = trained.measures[name].records[-1]
-        metrics |= {f"{name}_last_validation_{key}": value for key, value in last.items()}
+        records = trained.measures[name].records
+        metrics |= {f"{name}_last_validation_{key}": v for key, v in records[-1].items()}
+        halved = [epoch for epoch, record in enumerate(records, 1) if record["rho"] <= 0.5]
+        if halved:
+            metrics[f"{name}_updates_to_half"] = halved[0] * preset.batches
         metrics[f"{name}_parameters"] = sum(p.numel() for p in nn.ModuleList(pair).parameters())
         metrics[f"{name}_training_seconds"] = trained.seconds[name]
     if len(trained.pairs) == 1:
