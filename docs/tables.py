@@ -48,7 +48,12 @@ def tables(folder: Path = RESULTS) -> dict[str, str]:
             made[f"avf_music_{name}.md"] = music([*own.values()])
         if own and name == "jsb":
             made["avf_iterations.md"] = iterations([*own.values()])
-    for stem, make in (("avf_speech", speech), ("my_own_model", pendulum)):
+    for stem, make in (
+        ("avf_speech", speech),
+        ("my_own_model", pendulum),
+        ("gtmm_map", walks),
+        ("gtmm_rotation", turns),
+    ):
         own = {k: v for k, v in runs.items() if re.fullmatch(rf"{stem}_seed\d+", k)}
         if own:
             made[f"{stem}.md"] = make([*own.values()])
@@ -234,6 +239,56 @@ def speech(runs: Sequence[dict[str, Any]]) -> str:
     ]  # fmt: skip
     note = "\nNats per step of 200 samples; the first two of window probability, lower is better; "
     return table(columns, rows) + f"{note}log density: higher is better.\n" + source(runs)
+
+
+def walks(runs: Sequence[dict[str, Any]]) -> str:
+    """What memories keep of a map, one row per seed and memory."""
+    columns = {
+        "KL, new cells": ("kl_before", 2), "seen before": ("kl_recall", 2),
+        "last step": ("last_frame_kl", 2), "free energy per step": ("free_energy_per_step_all", 2),
+        "recall accuracy": ("recall_accuracy", 2),
+        "of reconstructions": ("reconstruction_accuracy", 2),
+        "generated recall": ("generated_recall", 2),
+        "generated agreement": ("generated_agreement", 2), "updates": ("updates", 0),
+        "minutes": ("minutes", 1),
+    }  # fmt: skip
+    return memories(runs, columns)
+
+
+def turns(runs: Sequence[dict[str, Any]]) -> str:
+    """What memories keep of the first turn of a camera, one row per seed and memory."""
+    columns = {
+        "KL, first turn": ("kl_before", 2), "second": ("kl_recall", 2),
+        "last step": ("last_frame_kl", 2), "free energy per step": ("free_energy_per_step_all", 1),
+        "nearer": ("turn_nearer_share", 3), "error": ("turn_error", 3), "updates": ("updates", 0),
+        "minutes": ("minutes", 1),
+    }  # fmt: skip
+    note = "".join(
+        f"\nThe true second turn (seed {run['config']['seed']}) is nearer in "
+        f"{run['true_nearer_share']:.3f}; a copy of the nearest frame has an error of "
+        f"{run['copy_error']:.3f}, the mean frame of {run['mean_error']:.3f}.\n"
+        for run in runs
+    )
+    return memories(runs, columns, note)
+
+
+def memories(
+    runs: Sequence[dict[str, Any]], columns: dict[str, tuple[str, int]], note: str = ""
+) -> str:
+    """Metrics of each memory, by the title of the column the key and the digits."""
+    rows = []
+    for run in runs:
+        config = run["config"]
+        for name in config["memory"]:
+            start = f"{name}_"
+            own = {k.removeprefix(start): v for k, v in run.items() if k.startswith(start)}
+            own["updates"] = config["epochs"] * config["batches"]
+            own["minutes"] = run[f"{name}_training_seconds"] / 60
+            ratio = f"{run[f'{name}_rho']:.3f} ± {run[f'{name}_rho_se']:.3f}"
+            values = [f"{own[key]:.{digits}f}" for key, digits in columns.values()]
+            rows.append([name, config["seed"], ratio, *values])
+    rows.sort(key=lambda row: float(str(row[2]).split()[0]))
+    return table(["memory", "seed", "rho", *columns], rows) + note + source(runs)
 
 
 def pendulum(runs: Sequence[dict[str, Any]]) -> str:

@@ -190,12 +190,12 @@ def finish_memories(
 ) -> None:
     """Write `metrics.json`: also the last epoch, parameters and seconds of each memory.
 
+    Where rho fell to 1/2 on the validation sequences, also after how many updates it first did.
     Keys begin with the name of the memory; where there is one, they are there without it too.
     """
     for name, pair in trained.pairs.items():
         records = trained.measures[name].records
-        last = records[-1].items()
-        metrics |= {f"{name}_last_validation_{key}": value for key, value in last}
+        metrics |= {f"{name}_last_validation_{key}": v for key, v in records[-1].items()}
         halved = [epoch for epoch, record in enumerate(records, 1) if record["rho"] <= 0.5]
         if halved:
             metrics[f"{name}_updates_to_half"] = halved[0] * preset.batches
