@@ -57,7 +57,12 @@ _BUILTIN: dict[str, dict[str, str]] = {
     "engines": {},
     "datasets": {
         **dict.fromkeys(("box", "gravity", "polygon", "pong"), "pyro_seq.data.simulators"),
+        **dict.fromkeys(
+            ("moving_shapes12", "moving_shapes20", "moving_squares12"), "pyro_seq.data.moving"
+        ),
+        "occluded_digits": "pyro_seq.data.occluded",
         "rotation": "pyro_seq.data.rotations",
+        "textured_digits": "pyro_seq.data.textured",
     },
     "dynamics": dict.fromkeys(("lstm", "mlp", "static"), "pyro_seq.nn.weights"),
 }

@@ -5,10 +5,10 @@ r"""Inference in a chain of Gaussians by messages up and down: what a recurrent 
     z_l \sim N(o_l + w_{l+1} z_{l+1}, \sigma_l^2), \quad
     x \sim N(w_1 z_1, \sigma_0^2)
 
-With offsets :math:`o = (0, \dots, 0, \mu)` and :math:`w_1 = 1` this is the static model of Appendix
-B of the paper, whose :math:`\tilde x, x, y, z` are :math:`x, z_1, z_2, z_3` here. With
-:math:`o_l = \omega_l m_{l,t-1}`, from the posterior means of the step before, it is one step of the
-temporal model of Appendix C, whose :math:`x_t, y_t, z_t` are :math:`x, z_1, z_2`. With
+With offsets :math:`o = (0, \dots, 0, \mu)` and :math:`w_1 = 1` this is the static model of
+Appendix B of the paper, whose :math:`\tilde x, x, y, z` are :math:`x, z_1, z_2, z_3` here. With
+:math:`o_l = \omega_l m_{l,t-1}`, from the posterior means of the step before, it is one step of
+the temporal model of Appendix C, whose :math:`x_t, y_t, z_t` are :math:`x, z_1, z_2`. With
 
 .. math::
     m'_l = o_l + w_{l+1} m_{l+1}, \qquad
