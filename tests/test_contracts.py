@@ -281,6 +281,8 @@ def test_memories(
 @pytest.mark.parametrize("name", ours("datasets"))
 def test_data_sets(name: str) -> None:
     """A data set has the length that it is asked for, and its seed decides what it holds."""
+    if name in ("occluded_digits", "textured_digits"):
+        pytest.importorskip("sklearn")
     make = pyro_seq.get("datasets", name)
     first, again, other = (make(2, time=5, seed=seed).frames for seed in (0, 0, 1))
     assert first.shape[:2] == (2, 5)

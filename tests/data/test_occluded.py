@@ -45,9 +45,7 @@ def test_frames_are_digits_behind_bars() -> None:
 def test_a_step_is_a_knights_move() -> None:
     scenes = occluded_digits(BANK, 200, time=9, seed=0)
     step = scenes.positions.diff(dim=1)[:, :, 0].abs()
-    free = ((step[..., 0] == 1) & (step[..., 1] == 2)) | (
-        (step[..., 0] == 2) & (step[..., 1] == 1)
-    )
+    free = (step.sum(-1) == 3) & (step.amax(-1) == 2)
     assert free.float().mean() > 0.75
     assert step.max() == 2 and scenes.positions.min() == 0 and scenes.positions.max() == 18
     start = scenes.positions[:, 0, 0]
@@ -94,8 +92,7 @@ def test_occluded_mnist_is_as_hard_as_it_was_measured() -> None:
 def test_small_digits_are_as_hard_as_they_were_measured() -> None:
     pytest.importorskip("sklearn")
     train, test = load_small_digits("train"), load_small_digits("test")
-    assert len(train) == 1397 and len(test) == 400
-    assert set(map(tuple, train.frames.flatten(1).int().tolist())) | {()} != {()}
+    assert len(train.frames) == 1397 and len(test.frames) == 400
     both = torch.cat([train.frames, test.frames]).flatten(1)
     assert len(both) == 1797 and both.min() == 0 and both.max() == 1
     assert torch.equal(both * 16, (both * 16).round())
@@ -121,9 +118,7 @@ def test_bad_input() -> None:
         occluded_digits(BANK, 0, seed=0)
     with pytest.raises(ValueError, match="size: expected a multiple of 8 pixels, got 30"):
         occluded_digits(BANK, 1, size=30, seed=0)
-    with pytest.raises(
-        ValueError, match="size: expected at least the 14 pixels of a digit, got 8"
-    ):
+    with pytest.raises(ValueError, match="size: expected at least the 14 pixels of a digit"):
         occluded_digits(BANK, 1, size=8, seed=0)
     with pytest.raises(ValueError, match=r"bank: expected square pictures.*got frames of \(8,\)"):
         occluded_digits(Pictures(torch.zeros(3, 8)), 1, seed=0)

@@ -30,7 +30,7 @@ def bank() -> Pictures:
 def patches(bank: Pictures, count: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
     """Patches cut out anywhere, (count, 1, size, size), and their textures."""
     generator = torch.Generator().manual_seed(seed)
-    label = torch.randint(len(bank), (count,), generator=generator)
+    label = torch.randint(len(bank.frames), (count,), generator=generator)
     corner = torch.randint(bank.frames.shape[-1] - size, (2, count), generator=generator)
     inner = torch.arange(size)
     rows, columns = corner[0, :, None] + inner, corner[1, :, None] + inner
@@ -76,7 +76,7 @@ def test_grey_values_of_a_patch_do_not_tell_its_texture(bank: Pictures) -> None:
     moments = (moments - moments.mean(0)) / moments.std(0)
     network = trained(nn.Linear(2, 20), moments[:4000], y[:4000], 600, 0.05)
     right = (network(moments[4000:]).argmax(1) == y[4000:]).float().mean().item()
-    assert right < 0.2
+    assert right <= 0.1  # chance is 0.05
 
 
 @pytest.mark.slow
@@ -122,18 +122,14 @@ def test_views_go_on_by_reflection() -> None:
 
 def test_digits_and_backgrounds_have_textures_of_their_own(bank: Pictures) -> None:
     scenes = textured_digits(DIGITS, bank, 50, seed=0)
-    assert scenes.frames.shape == (50, 1, 1, 28, 28) and scenes.segments.unique().tolist() == [
-        1,
-        2,
-    ]
+    assert scenes.frames.shape == (50, 1, 1, 28, 28)
+    assert scenes.segments.unique().tolist() == [1, 2]
     one, two = scenes.info["textures"].unbind(1)
     assert (one != two).all() and len(one.unique()) > 10
     assert scenes.frames.min() >= 0 and scenes.frames.max() <= 1
-    flat = Pictures(
-        torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 40, 40), torch.arange(2)
-    )
+    flat = Pictures(torch.eye(2)[0].view(2, 1, 1, 1).expand(2, 1, 40, 40), torch.arange(2))
     still = textured_digits(DIGITS, flat, 50, seed=0)
-    digit = torch.where(still.info["textures"][:, 0] == 1, 1.0, 0.0).view(50, 1, 1, 1)
+    digit = torch.where(still.info["textures"][:, 0] == 0, 1.0, 0.0).view(50, 1, 1, 1)
     wanted = torch.where(still.segments == 1, digit, 1 - digit)
     assert torch.equal(still.frames[:, :, 0], wanted)
     assert torch.equal(still.segments, scenes.segments)
@@ -198,15 +194,11 @@ def test_open_textures_are_those_of_the_files() -> None:
 
 
 def test_bad_input(bank: Pictures) -> None:
-    with pytest.raises(
-        ValueError, match="name: expected one of ambientcg, skimage, got 'brodatz'"
-    ):
+    with pytest.raises(ValueError, match="name: expected one of ambientcg, skimage, got"):
         load_textures("brodatz")
     with pytest.raises(ValueError, match="size: expected at least 32 pixels, got 16"):
         procedural_textures(size=16)
-    with pytest.raises(
-        ValueError, match="size: expected at least the 24 pixels of a digit, got 9"
-    ):
+    with pytest.raises(ValueError, match="size: expected at least the 24 pixels of a digit"):
         textured_digits(DIGITS, bank, 1, size=9, seed=0)
     with pytest.raises(ValueError, match="thicken: expected at least 0, got -1"):
         textured_digits(DIGITS, bank, 1, thicken=-1, seed=0)
