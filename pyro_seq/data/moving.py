@@ -137,7 +137,7 @@ def _kinds(square: Tensor, triangle: Tensor) -> tuple[Tensor, ...]:
 SHAPES: Mapping[str, ShapeSet] = MappingProxyType(
     {
         "squares12": ShapeSet((_ring(5, 1),), 2, 12),
-        "shapes12": ShapeSet(_kinds(_ring(5, 1), _triangle(5, 1, 1, 1)), 2, 12),
+        "shapes12": ShapeSet(_kinds(_ring(5, 1), _triangle(4, 1, 1, 1)), 2, 12),
         "shapes20": ShapeSet(_kinds(_ring(7, 2), _triangle(7, 3, 2, 2)), 3, 20),
     }
 )

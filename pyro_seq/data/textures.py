@@ -251,6 +251,6 @@ def _cells(stream: np.random.Generator, size: int, cells: int) -> tuple[Floats, 
     from scipy.spatial import KDTree  # type: ignore[import-untyped]
 
     points = stream.uniform(0, size, (cells, 2))
-    pixels = np.stack(np.mgrid[:size, :size], -1)
+    pixels = np.moveaxis(np.mgrid[:size, :size], 0, -1)
     near, second = np.moveaxis(KDTree(points).query(pixels, 2)[0], -1, 0)
     return near, second

@@ -41,7 +41,7 @@ def test_shapes_are_outlines() -> None:
     assert torch.equal(up, up.flip(1)) and torch.equal(square, square.mT)
     assert SHAPES["squares12"].outlines[0].sum() == 16
     thin = SHAPES["shapes12"].outlines[1]
-    assert thin.shape == (5, 9) and thin.sum() == 16 and thin[-1].all() and thin[0].sum() == 1
+    assert thin.shape == (4, 7) and thin.sum() == 12 and thin[-1].all() and thin[0].sum() == 1
 
 
 @pytest.mark.parametrize("name", list(SHAPES))
