@@ -184,11 +184,11 @@ def flatten_batch(tree: Any, batch: Size) -> Any:  # noqa: ANN401
     """A tree whose tensors have one batch dimension in place of those given."""
     if len(batch) == 1:
         return tree
-    return map_tensors(lambda p: p.reshape(math.prod(batch), *p.shape[len(batch) :]), tree)
+    return map_tensors(lambda p: p.reshape((math.prod(batch), *p.shape[len(batch) :])), tree)
 
 
 def unflatten_batch(tree: Any, batch: Size) -> Any:  # noqa: ANN401
     """A tree whose tensors have the batch dimensions given in place of one."""
     if len(batch) == 1:
         return tree
-    return map_tensors(lambda p: p.reshape(*batch, *p.shape[1:]), tree)
+    return map_tensors(lambda p: p.reshape((*batch, *p.shape[1:])), tree)

@@ -157,7 +157,7 @@ class RTagger(Engine):
         _check_numbers(frame_shape, groups, noise, mean if pixels == "bernoulli" else 0.5, pixels)
         channels, *space = frame_shape
         bare: list[Any] = [*rows]
-        bare[:1] = [replace(row, cell="none") for row in bare[:1]]
+        bare[:1] = [replace(r, cell="none") for r in bare[:1] if isinstance(r, Row)]
         self.ladder = RLadder(
             (2 * channels + 2, *space), bare, d2e=d2e, d2e_init=d2e_init, norm=norm,
             iterations=iterations, stable=stable,
