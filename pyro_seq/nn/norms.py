@@ -53,13 +53,13 @@ class IterationBatchNorm(nn.Module):
     batch; samples of a batch that are at different iterations, after missing frames, are
     normalised together.
 
-    The first batch sets the statistics; after it they move by ``momentum``. While a network
-    changes fast they lag: see :func:`estimate_statistics`.
+    Running statistics begin as the average of the batches so far, and then move by ``momentum``.
+    While a network changes fast they lag: see :func:`estimate_statistics`.
 
     Args:
         channels: Number of channels.
         iterations: For how many iterations statistics are kept apart.
-        momentum: Weight of a new batch in the running statistics.
+        momentum: Least weight of a new batch in the running statistics.
         eps: Added to the variance.
 
     Raises:
