@@ -214,6 +214,8 @@ def _without_recurrence(row: Row | SoftMaxRow) -> Row | SoftMaxRow:
 
 
 def _check_row(row: Row, number: int) -> None:
+    if not isinstance(row, (ConvLSTMRow, ConvRow, PoolRow, LinearRow, LSTMRow)):
+        raise ValueError("expected a row of pyro_seq.engines; a SoftMaxRow comes last")
     for name, choices in (("cell", CELLS), ("activation", ACTIVATIONS), ("kind", POOLS)):
         value = getattr(row, name, choices[0])
         if value not in choices:
@@ -233,8 +235,7 @@ def _shape_after(row: Row, shape: Shape) -> Shape:
         if len(shape) == 1:
             raise ValueError("a convolution needs maps below, not units")
         return conv_shape(shape, row.channels, row.kernel, row.stride)
-    if not isinstance(row, PoolRow):
-        raise ValueError("expected a row of pyro_seq.engines; a SoftMaxRow comes last")
+    assert isinstance(row, PoolRow)
     after = (shape[0], *(n // row.size for n in shape[1:]))
     if len(shape) == 1 or not math.prod(after):
         raise ValueError(f"a pool of {row.size} does not fit maps of {shape[1:]}")
