@@ -54,7 +54,11 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "lstm": "pyro_seq.memory.lstm",
         "ntm": "pyro_seq.memory.ntm",
     },
-    "engines": {},
+    "engines": {
+        "rladder": "pyro_seq.engines.rladder",
+        "rtagger": "pyro_seq.engines.rtagger",
+        "tagger": "pyro_seq.engines.rtagger",
+    },
     "datasets": {
         **dict.fromkeys(("box", "gravity", "polygon", "pong"), "pyro_seq.data.simulators"),
         **dict.fromkeys(
