@@ -33,6 +33,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
     "models": {
         "dmm": "pyro_seq.models.dmm",
         "gtmm": "pyro_seq.models.gtmm",
+        "hierarchical": "pyro_seq.models.hierarchical",
         "kvae": "pyro_seq.models.kvae",
         "srnn": "pyro_seq.models.srnn",
         "svg": "pyro_seq.models.svg",
@@ -43,6 +44,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "bootstrap": "pyro_seq.guides.bootstrap",
         "filter": "pyro_seq.guides.neural_filter",
         "kalman": "pyro_seq.guides.kalman",
+        "ladder": "pyro_seq.guides.ladder",
         "smoother": "pyro_seq.guides.smoother",
         "vfem": "pyro_seq.guides.vfem",
     },

@@ -65,10 +65,13 @@ STEP_GUIDES = {
     "avf": {"iterations": 2, "hidden": [8]},
     "bootstrap": {},
     "filter": {"hidden": 8},
+    "ladder": {"units": 4, "hidden": 5},
     "smoother": {"units": 4, "hidden": 8, "residual": True},
     "vfem": {"iterations": 2},
 }
-FEW_GUIDES = {name: STEP_GUIDES[name] for name in ("filter", "smoother")}
+FEW_GUIDES = {name: STEP_GUIDES[name] for name in ("filter", "ladder", "smoother")}
+SMOOTHING_LADDER = {"ladder": STEP_GUIDES["ladder"] | {"backward": True}}
+SMALL_LEVELS = {"latents": (3, 2), "hidden": 4, "decoder": (5,)}
 SMALL_SRNN = {"latent": 2, "hidden": 4, "prior": [5], "decoder": [5]}
 SMALL_VRNN = SMALL_SRNN | {"x_net": [5], "z_net": [3]}
 SMALL_GTMM = {
@@ -97,6 +100,16 @@ SETTINGS = {
     "dmm": {
         "binary": Setting("dmm", STEP_GUIDES, {"latent": 2, "hidden": 5, "width": 5}),
         "controls": Setting("dmm", {"filter": {"hidden": 8}}, {"latent": 2, "controls": 2}),
+    },
+    "hierarchical": {
+        "gated": Setting("hierarchical", STEP_GUIDES, SMALL_LEVELS | {"latents": (3, 2, 2)}),
+        "linear": Setting(
+            "hierarchical",
+            SMOOTHING_LADDER,
+            SMALL_LEVELS
+            | {"transition": "linear", "decoder": (), "emission": "normal", "controls": 2},
+            binary=False,
+        ),
     },
     "srnn": {
         "binary": Setting("srnn", STEP_GUIDES, SMALL_SRNN),

@@ -255,13 +255,13 @@ def condition(
         level: l, counted from 0.
 
     Returns:
-        Mean and precision, with the gate.
+        Mean and logarithm of the precision, with the gate.
     """
     prior = chain.offsets[..., level]
     if above is not None:
         prior = prior + chain.weights[..., level + 1] * above
-    message = messages.loc[..., level], messages.precision[..., level]
-    return combine(*message, prior, 1 / chain.variances[..., level + 1])
+    precision, own = messages.precision[..., level], chain.variances[..., level + 1]
+    return combine(messages.loc[..., level], precision.log(), prior, -own.log())
 
 
 def log_evidence(chain: GaussianChain, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from pyro_seq.nn.conv_lstm import ConvLSTM, ConvLSTMState
 from pyro_seq.nn.decoders import ConvDecoder, FrameDecoder, MLPDecoder
 from pyro_seq.nn.dynamics import MixtureDynamics
 from pyro_seq.nn.encoders import ConvEncoder, FrameEncoder, MLPEncoder
+from pyro_seq.nn.gaussian_ladder import GaussianLadderCell
 from pyro_seq.nn.heads import BernoulliHead, NormalHead, WindowHead, emission_head
 from pyro_seq.nn.ladder_cells import G1, Broadcast, ConvG1, ConvG2, ConvG3, SigmoidPlusLinear
 from pyro_seq.nn.matching import match_parameters
@@ -16,6 +17,7 @@ from pyro_seq.nn.pixels import PixelHead
 from pyro_seq.nn.pyramid import PyramidDecoder, PyramidEncoder
 from pyro_seq.nn.recurrent import OverTime, RepeatedLSTMCell, lstm_step
 from pyro_seq.nn.repeated import RepeatedLinear, repeated
+from pyro_seq.nn.transitions import GatedTransition, LinearTransition
 from pyro_seq.nn.weights import LSTMWeights, MLPWeights, StaticWeights, WeightNetwork
 
 __all__ = [
@@ -32,8 +34,11 @@ __all__ = [
     "ConvLSTMState",
     "FrameDecoder",
     "FrameEncoder",
+    "GatedTransition",
+    "GaussianLadderCell",
     "IterationBatchNorm",
     "LSTMWeights",
+    "LinearTransition",
     "MLPDecoder",
     "MLPEncoder",
     "MLPWeights",

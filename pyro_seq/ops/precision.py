@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 __all__ = ["Combined", "combine"]
@@ -19,32 +20,35 @@ class Combined(NamedTuple):
 
     Attributes:
         loc: Its mean.
-        precision: Its inverse variance.
+        log_precision: The logarithm of its inverse variance.
         gate: s, the share of the first message, in [0, 1].
     """
 
     loc: Tensor
-    precision: Tensor
+    log_precision: Tensor
     gate: Tensor
+
+    @property
+    def scale(self) -> Tensor:
+        """Its standard deviation."""
+        return (-0.5 * self.log_precision).exp()
 
 
 def combine(message: Tensor, precision: Tensor, loc: Tensor, other: Tensor) -> Combined:
     r"""The product of a message :math:`N(l, 1/\pi)` and a prior :math:`N(m, 1/\rho)`.
 
-    All arguments broadcast. A precision of 0 is a message that says nothing.
+    All arguments broadcast.
 
     Args:
         message: l.
-        precision: :math:`\pi \ge 0`.
+        precision: :math:`\log \pi`; minus infinity is a message that says nothing.
         loc: m.
-        other: :math:`\rho > 0`.
+        other: :math:`\log \rho`.
 
     Example:
-        >>> import torch
         >>> one = torch.ones(1)
-        >>> combine(2 * one, 3 * one, 0 * one, one)
-        Combined(loc=tensor([1.5000]), precision=tensor([4.]), gate=tensor([0.7500]))
+        >>> combine(2 * one, (3 * one).log(), 0 * one, one.log())
+        Combined(loc=tensor([1.5000]), log_precision=tensor([1.3863]), gate=tensor([0.7500]))
     """
-    total = precision + other
-    gate = precision / total
-    return Combined(loc + gate * (message - loc), total, gate)
+    gate = (precision - other).sigmoid()
+    return Combined(loc + gate * (message - loc), torch.logaddexp(precision, other), gate)

@@ -155,9 +155,9 @@ def test_messages_from_below_make_the_posterior_exact(levels: int) -> None:
     above, total = None, torch.zeros(30, dtype=torch.float64)
     draws = []
     for level in reversed(range(levels)):
-        loc, precision, _ = condition(chain, messages, above, level)
-        above = loc + precision.rsqrt() * torch.randn(30, dtype=torch.float64)
-        total = total + dist.Normal(loc, precision.rsqrt()).log_prob(above)
+        q = condition(chain, messages, above, level)
+        above = q.loc + q.scale * torch.randn(30, dtype=torch.float64)
+        total = total + dist.Normal(q.loc, q.scale).log_prob(above)
         draws.insert(0, above)
     whole = dist.MultivariateNormal(exact.loc, precision_matrix=exact.precision)
     torch.testing.assert_close(total, whole.log_prob(torch.stack(draws, -1)))
@@ -238,11 +238,12 @@ def test_a_weight_of_zero_cuts_the_chain() -> None:
 
 def test_a_gate_is_the_sigmoid_of_a_ratio_of_precisions() -> None:
     one, two, pi, rho = torch.rand(4, 7, dtype=torch.float64) + 0.1
-    loc, precision, gate = combine(one, pi, two, rho)
-    torch.testing.assert_close(gate, (pi / rho).log().sigmoid())
+    loc, log_precision, gate = combine(one, pi.log(), two, rho.log())
+    precision = log_precision.exp()
+    torch.testing.assert_close(gate, pi / (pi + rho))
     torch.testing.assert_close(loc, (pi * one + rho * two) / (pi + rho))
     torch.testing.assert_close(precision, pi + rho)
-    assert combine(one, torch.zeros_like(pi), two, rho).loc.equal(two)
+    assert combine(one, torch.zeros_like(pi).log(), two, rho.log()).loc.equal(two)
 
 
 def test_chains_broadcast_and_keep_their_type() -> None:
