@@ -102,7 +102,7 @@ SETTINGS = {
         "controls": Setting("dmm", {"filter": {"hidden": 8}}, {"latent": 2, "controls": 2}),
     },
     "hierarchical": {
-        "gated": Setting("hierarchical", STEP_GUIDES, SMALL_LEVELS | {"latents": (3, 2, 2)}),
+        "gated": Setting("hierarchical", STEP_GUIDES, SMALL_LEVELS),
         "linear": Setting(
             "hierarchical",
             SMOOTHING_LADDER,

@@ -32,6 +32,7 @@ from pyro_seq.guides.context import Frame, StepContext
 from pyro_seq.guides.filtering import FilteringGuide, Inference
 from pyro_seq.guides.prototype import Prototype, prototype
 from pyro_seq.guides.sites import LatentSite, check_names
+from pyro_seq.models.auxiliary import auxiliary
 from pyro_seq.models.step_model import StepModel
 from pyro_seq.nn.gaussian_ladder import GaussianLadderCell
 from pyro_seq.nn.mlp import JointMLP
@@ -51,10 +52,14 @@ class LadderGuideState(NamedTuple):
         engine: The state of the engine.
         features: What its decoder said at the last frame that was seen, `(*batch, size)` for each
             latent site.
+        prediction: Its prediction of the next frame, or None if it makes none.
+        started: Whether a frame was seen at all, bool `(*batch)`.
     """
 
     engine: Any
     features: tuple[Tensor, ...]
+    prediction: Tensor | None
+    started: Tensor
 
 
 @register("guides", "ladder")
@@ -75,16 +80,20 @@ class LadderGuide(FilteringGuide):
             values as the model's; by default a dense :class:`~pyro_seq.engines.RLadder` with a
             level for each latent. It should not normalise over batches: no bound holds then.
         levels: For each latent site in the order of the step the index of its level in `d`; by
-            default spread evenly from the top down, without the prediction of a frame.
+            default spread evenly from the top down, without the prediction of a frame; a single
+            latent reads the lowest.
         backward: Whether to smooth, or the engine that runs backward; True takes a copy of the
             engine, with parameters of its own.
         units: Units of each level of the default engine.
         hidden: Units of each hidden layer from the decoder to a message, or of the only one.
+        prediction: Weight of the engine's own task beside the bound, the squared error of its
+            prediction of the next frame, summed over the frame; see
+            :func:`~pyro_seq.models.auxiliary`. It trains the guide and is part of no bound.
 
     Raises:
         TypeError: When the model is no step model.
         ValueError: When a latent has no reparametrised prior, or the engine has no decoder or
-            reads other frames.
+            reads other frames, or predicts none where it is to be trained to.
 
     Example:
         >>> from pyro_seq.models import HierarchicalTemporalModel
@@ -103,6 +112,7 @@ class LadderGuide(FilteringGuide):
         backward: Any = False,  # noqa: ANN401
         units: int = 64,
         hidden: int | Sequence[int] = 64,
+        prediction: float = 0.0,
     ) -> None:
         super().__init__(model)
         known = prototype(model)
@@ -112,6 +122,12 @@ class LadderGuide(FilteringGuide):
         other = copy.deepcopy(engine) if backward is True else backward
         self.backward_reader = None if other is False else _Reader(other, known, levels)
         self.online = self.backward_reader is None
+        self.prediction = prediction
+        if prediction and not self.forward_reader.predicts:
+            raise ValueError(
+                "prediction must be 0 for an engine that predicts no frame; got "
+                f"{prediction} for {type(engine).__name__}"
+            )
         features = self.forward_reader.sizes
         if self.backward_reader is not None:
             pairs = zip(features, self.backward_reader.sizes, strict=True)
@@ -149,6 +165,7 @@ class LadderGuide(FilteringGuide):
     def infer(self, context: StepContext, state: LadderGuideState) -> Inference:
         """One step of the engine, and one message for each site."""
         frame, batch = context.frame, context.batch_shape
+        cost = self._cost(context, state) if self.prediction else None
         state = self.forward_reader(state, frame.x, frame.seen, batch)
         features = dict(zip(self.sizes, self._features(state, frame), strict=True))
 
@@ -163,7 +180,20 @@ class LadderGuide(FilteringGuide):
             total = network.share(0, features[site.name]) + network.share(1, torch.cat(others, -1))
             return self._posterior(site, network(total), start)
 
-        return Inference(choose, state)
+        return Inference(choose, state, cost)
+
+    def _cost(self, context: StepContext, state: LadderGuideState) -> Tensor | None:
+        """The error of the prediction of this frame; under stock Pyro it is a site of its own."""
+        frame, batch = context.frame, context.batch_shape
+        assert state.prediction is not None
+        apart = (state.prediction - frame.x.reshape(state.prediction.shape)).square()
+        cost = apart.reshape(*batch, -1).sum(-1)
+        known = state.started if frame.seen is None else state.started & frame.seen
+        cost = self.prediction * torch.where(known, cost, torch.zeros_like(cost))
+        if not context.stock:
+            return cost
+        auxiliary("prediction", cost, guide=True)
+        return None
 
     def _features(self, state: LadderGuideState, frame: Frame) -> Sequence[Tensor]:
         """What the decoders say at this step, of the past and, when smoothing, of the rest."""
@@ -188,6 +218,7 @@ class _Reader(nn.Module):
 
     Attributes:
         sizes: The size of the level of each latent site.
+        predicts: Whether the engine predicts the next frame.
     """
 
     def __init__(self, engine: Any, known: Prototype, levels: Sequence[int] | None) -> None:  # noqa: ANN401
@@ -196,7 +227,8 @@ class _Reader(nn.Module):
         self.engine = engine
         output = self._try()
         d = getattr(output, "d", ())
-        lowest = 0 if getattr(output, "prediction", None) is None else 1
+        self.predicts = getattr(output, "prediction", None) is not None
+        lowest = int(self.predicts)
         if len(d) <= lowest:
             raise ValueError(
                 "engine must have a decoder above the frame, in the field d of its output; got "
@@ -204,9 +236,8 @@ class _Reader(nn.Module):
             )
         sites = len(known.sizes)
         if levels is None:
-            levels = (
-                torch.linspace(len(d) - 1, lowest, max(sites, 2)).round().int().tolist()[:sites]
-            )
+            spread = torch.linspace(lowest, len(d) - 1, sites).round().int()
+            levels = spread.flip(0).tolist()
         if len(levels) != sites or not all(0 <= level < len(d) for level in levels):
             raise ValueError(
                 f"levels must be one index from 0 to {len(d) - 1} for each of the sites "
@@ -218,7 +249,9 @@ class _Reader(nn.Module):
         """That of the engine, and zeros."""
         like = next(self.engine.parameters())
         features = tuple(like.new_zeros(*batch, size) for size in self.sizes)
-        return LadderGuideState(self.engine.initial_state(batch), features)
+        prediction = like.new_zeros(*batch, *self.engine.frame_shape) if self.predicts else None
+        started = torch.zeros(batch, dtype=torch.bool, device=like.device)
+        return LadderGuideState(self.engine.initial_state(batch), features, prediction, started)
 
     def forward(
         self, state: LadderGuideState, x_t: Tensor, seen: Tensor | None, batch: Size
@@ -228,7 +261,8 @@ class _Reader(nn.Module):
             state.engine, x_t.reshape(*batch, *self.engine.frame_shape)
         )
         features = tuple(output.d[level].reshape(*batch, -1) for level in self.levels)
-        new = LadderGuideState(after, features)
+        prediction = output.prediction if self.predicts else None
+        new = LadderGuideState(after, features, prediction, torch.ones_like(state.started))
         if seen is None:
             return new
 
@@ -261,10 +295,10 @@ def _check_frame(engine: Any, frame_shape: Size) -> None:  # noqa: ANN401
 
 
 def _dense(known: Prototype, units: int) -> RLadder:
-    """A ladder of dense rows, one for each latent, with an LSTM at the top."""
-    rows: list[Row] = [LinearRow(units) for _ in range(len(known.sizes) - 1)] + [LSTMRow(units)]
-    first = LinearRow(units, cell="none") if len(rows) > 1 else LSTMRow(units, cell="none")
-    return RLadder((known.frame_shape.numel(),), [first, *rows[1:]], d2e="all")
+    """A ladder of two dense rows or more, one for each latent, with an LSTM at the top."""
+    rows: list[Row] = [LinearRow(units) for _ in range(len(known.sizes) - 2)]
+    ends = LinearRow(units, cell="none"), LSTMRow(units)
+    return RLadder((known.frame_shape.numel(),), [ends[0], *rows, ends[1]], d2e="all")
 
 
 def _message(features: int, sizes: dict[str, int]) -> nn.Module:

@@ -2,6 +2,7 @@ r"""Generative models :math:`p(x, z)`: one file, one model, one equation."""
 
 from __future__ import annotations
 
+from pyro_seq.models.auxiliary import auxiliary
 from pyro_seq.models.dmm import DMM
 from pyro_seq.models.gtmm import GTMM
 from pyro_seq.models.hierarchical import HierarchicalTemporalModel
@@ -26,4 +27,5 @@ __all__ = [
     "SplitStepModel",
     "StepModel",
     "VRNN",
+    "auxiliary",
 ]
