@@ -53,13 +53,13 @@ class LadderGuideState(NamedTuple):
         features: What its decoder said at the last frame that was seen, `(*batch, size)` for each
             latent site.
         prediction: Its prediction of the next frame, or None if it makes none.
-        started: Whether a frame was seen at all, bool `(*batch)`.
+        frames: How many frames were seen, long `(*batch)`.
     """
 
     engine: Any
     features: tuple[Tensor, ...]
     prediction: Tensor | None
-    started: Tensor
+    frames: Tensor
 
 
 @register("guides", "ladder")
@@ -188,7 +188,8 @@ class LadderGuide(FilteringGuide):
         assert state.prediction is not None
         apart = (state.prediction - frame.x.reshape(state.prediction.shape)).square()
         cost = apart.reshape(*batch, -1).sum(-1)
-        known = state.started if frame.seen is None else state.started & frame.seen
+        known = state.frames > 0
+        known = known if frame.seen is None else known & frame.seen
         cost = self.prediction * torch.where(known, cost, torch.zeros_like(cost))
         if not context.stock:
             return cost
@@ -250,8 +251,8 @@ class _Reader(nn.Module):
         like = next(self.engine.parameters())
         features = tuple(like.new_zeros(*batch, size) for size in self.sizes)
         prediction = like.new_zeros(*batch, *self.engine.frame_shape) if self.predicts else None
-        started = torch.zeros(batch, dtype=torch.bool, device=like.device)
-        return LadderGuideState(self.engine.initial_state(batch), features, prediction, started)
+        frames = like.new_zeros(batch, dtype=torch.long)
+        return LadderGuideState(self.engine.initial_state(batch), features, prediction, frames)
 
     def forward(
         self, state: LadderGuideState, x_t: Tensor, seen: Tensor | None, batch: Size
@@ -262,7 +263,7 @@ class _Reader(nn.Module):
         )
         features = tuple(output.d[level].reshape(*batch, -1) for level in self.levels)
         prediction = output.prediction if self.predicts else None
-        new = LadderGuideState(after, features, prediction, torch.ones_like(state.started))
+        new = LadderGuideState(after, features, prediction, state.frames + 1)
         if seen is None:
             return new
 
