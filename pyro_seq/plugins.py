@@ -33,6 +33,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
     "models": {
         "dmm": "pyro_seq.models.dmm",
         "gtmm": "pyro_seq.models.gtmm",
+        "hierarchical": "pyro_seq.models.hierarchical",
         "kvae": "pyro_seq.models.kvae",
         "srnn": "pyro_seq.models.srnn",
         "svg": "pyro_seq.models.svg",
@@ -43,6 +44,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "bootstrap": "pyro_seq.guides.bootstrap",
         "filter": "pyro_seq.guides.neural_filter",
         "kalman": "pyro_seq.guides.kalman",
+        "ladder": "pyro_seq.guides.ladder",
         "smoother": "pyro_seq.guides.smoother",
         "vfem": "pyro_seq.guides.vfem",
     },
@@ -54,10 +56,19 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "lstm": "pyro_seq.memory.lstm",
         "ntm": "pyro_seq.memory.ntm",
     },
-    "engines": {},
+    "engines": {
+        "rladder": "pyro_seq.engines.rladder",
+        "rtagger": "pyro_seq.engines.rtagger",
+        "tagger": "pyro_seq.engines.rtagger",
+    },
     "datasets": {
         **dict.fromkeys(("box", "gravity", "polygon", "pong"), "pyro_seq.data.simulators"),
+        **dict.fromkeys(
+            ("moving_shapes12", "moving_shapes20", "moving_squares12"), "pyro_seq.data.moving"
+        ),
+        "occluded_digits": "pyro_seq.data.occluded",
         "rotation": "pyro_seq.data.rotations",
+        "textured_digits": "pyro_seq.data.textured",
     },
     "dynamics": dict.fromkeys(("lstm", "mlp", "static"), "pyro_seq.nn.weights"),
 }

@@ -1,4 +1,4 @@
-"""Every model, guide, filter, weight network and data set keeps the contracts of its kind."""
+"""Every part that is found by name keeps the contracts of its kind."""
 
 from __future__ import annotations
 
@@ -10,15 +10,25 @@ import torch
 from torch import Tensor
 
 import pyro_seq
+from pyro_seq.engines import (
+    ConvLSTMRow,
+    ConvRow,
+    LinearRow,
+    LSTMRow,
+    PoolRow,
+    SoftMaxRow,
+)
 from pyro_seq.nn.mlp import FlatFrames
 from pyro_seq.testing import (
     DISTRIBUTION_CONTRACTS,
+    ENGINE_CONTRACTS,
     FILTER_CONTRACTS,
     GUIDE_CONTRACTS,
     MEMORY_CONTRACTS,
     MODEL_CONTRACTS,
     WEIGHT_CONTRACTS,
     DistributionCase,
+    EngineCase,
     GuideCase,
     MemoryCase,
     ModelCase,
@@ -55,10 +65,13 @@ STEP_GUIDES = {
     "avf": {"iterations": 2, "hidden": [8]},
     "bootstrap": {},
     "filter": {"hidden": 8},
+    "ladder": {"units": 4, "hidden": 5},
     "smoother": {"units": 4, "hidden": 8, "residual": True},
     "vfem": {"iterations": 2},
 }
-FEW_GUIDES = {name: STEP_GUIDES[name] for name in ("filter", "smoother")}
+FEW_GUIDES = {name: STEP_GUIDES[name] for name in ("filter", "ladder", "smoother")}
+SMOOTHING_LADDER = {"ladder": STEP_GUIDES["ladder"] | {"backward": True}}
+SMALL_LEVELS = {"latents": (3, 2), "hidden": 4, "decoder": (5,)}
 SMALL_SRNN = {"latent": 2, "hidden": 4, "prior": [5], "decoder": [5]}
 SMALL_VRNN = SMALL_SRNN | {"x_net": [5], "z_net": [3]}
 SMALL_GTMM = {
@@ -87,6 +100,16 @@ SETTINGS = {
     "dmm": {
         "binary": Setting("dmm", STEP_GUIDES, {"latent": 2, "hidden": 5, "width": 5}),
         "controls": Setting("dmm", {"filter": {"hidden": 8}}, {"latent": 2, "controls": 2}),
+    },
+    "hierarchical": {
+        "gated": Setting("hierarchical", STEP_GUIDES, SMALL_LEVELS),
+        "linear": Setting(
+            "hierarchical",
+            SMOOTHING_LADDER,
+            SMALL_LEVELS
+            | {"transition": "linear", "decoder": (), "emission": "normal", "controls": 2},
+            binary=False,
+        ),
     },
     "srnn": {
         "binary": Setting("srnn", STEP_GUIDES, SMALL_SRNN),
@@ -280,9 +303,72 @@ def test_memories(
     run_contracts([contract], case, f"The memory {name!r}")
 
 
+MAPS = [ConvLSTMRow(3), ConvRow(4), PoolRow(2), ConvLSTMRow(4, 4, 2, cell="conv_g1"), LSTMRow(5)]
+PITCHES = [
+    ConvLSTMRow(3, cell="conv_g2"),
+    ConvLSTMRow(4, stride=2, cell="conv_g2"),
+    PoolRow(2, "mean", cell="g1"),
+    LSTMRow(3),
+]
+PAPER = {"d2e": "all", "d2e_init": "random"}
+UNITS = [LinearRow(8), LSTMRow(6, normalised=True)]
+ENGINES: dict[str, dict[str, dict[str, Any]]] = {
+    "rladder": {
+        "maps": {"frame_shape": (1, 8, 8), "rows": [*MAPS, SoftMaxRow(3)]},
+        "maps, paper": {"frame_shape": (1, 8, 8), "rows": [*MAPS, SoftMaxRow(3)]} | PAPER,
+        "maps, mixed": {"frame_shape": (2, 8, 8), "rows": MAPS, "norm": "mixed"} | PAPER,
+        "maps, batch": {"frame_shape": (1, 8, 8), "rows": MAPS, "norm": "batch", "d2e": "all"},
+        "pitches": {"frame_shape": (1, 22), "rows": PITCHES} | PAPER,
+        "units": {"frame_shape": (7,), "rows": UNITS, "d2e": "all", "stable": True},
+        "encoder alone": {"frame_shape": (1, 8, 8), "rows": MAPS, "decoder": False},
+    },
+    "rtagger": {
+        "gaussian": {
+            "frame_shape": (2, 8, 8),
+            "rows": [*MAPS[:-1], LinearRow(4), SoftMaxRow(4)],
+            "groups": 2,
+        },
+        "bernoulli": {
+            "frame_shape": (1, 4, 4),
+            "rows": UNITS,
+            "groups": 3,
+            "pixels": "bernoulli",
+            "norm": "layer",
+            "readout_norm": True,
+        },
+        "pitches": {"frame_shape": (1, 22), "rows": PITCHES, "groups": 2, "readout_norm": True},
+    },
+    "tagger": {
+        "bernoulli": {
+            "frame_shape": (1, 4, 4),
+            "rows": UNITS,
+            "groups": 3,
+            "pixels": "bernoulli",
+        },
+    },
+}
+
+
+def engines() -> Iterator[Any]:
+    for name in ours("engines"):
+        for label, options in ENGINES[name].items():
+            yield pytest.param(name, options, id=f"{name}, {label}")
+
+
+@pytest.mark.parametrize("contract", ENGINE_CONTRACTS, ids=lambda c: c.__name__)
+@pytest.mark.parametrize(("name", "options"), list(engines()))
+def test_engines(
+    name: str, options: dict[str, Any], contract: Callable[[EngineCase], None]
+) -> None:
+    case = EngineCase(lambda: pyro_seq.get("engines", name)(**options))
+    run_contracts([contract], case, f"The engine {name!r}")
+
+
 @pytest.mark.parametrize("name", ours("datasets"))
 def test_data_sets(name: str) -> None:
     """A data set has the length that it is asked for, and its seed decides what it holds."""
+    if name in ("occluded_digits", "textured_digits"):
+        pytest.importorskip("sklearn")
     make = pyro_seq.get("datasets", name)
     first, again, other = (make(2, time=5, seed=seed).frames for seed in (0, 0, 1))
     assert first.shape[:2] == (2, 5)

@@ -9,6 +9,7 @@ import pytest
 
 from pyro_seq.testing import (
     DISTRIBUTION_CONTRACTS,
+    ENGINE_CONTRACTS,
     FILTER_CONTRACTS,
     GUIDE_CONTRACTS,
     MEMORY_CONTRACTS,
@@ -40,5 +41,6 @@ def test_the_page_of_contracts_lists_them_all() -> None:
     stated = (
         *(*MODEL_CONTRACTS, *GUIDE_CONTRACTS, *FILTER_CONTRACTS),
         *(*DISTRIBUTION_CONTRACTS, *WEIGHT_CONTRACTS, *MEMORY_CONTRACTS),
+        *ENGINE_CONTRACTS,
     )
     assert listed == [contract.__name__ for contract in stated]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from pyro_seq.data.batch import Batch
 from pyro_seq.data.recall_tasks import Recall
+from pyro_seq.data.scenes import Scenes
 
 __all__ = ["FreshLoader"]
 
@@ -17,7 +18,7 @@ __all__ = ["FreshLoader"]
 class _Make(Protocol):
     """Draws a batch from a generator."""
 
-    def __call__(self, *, seed: torch.Generator) -> Recall | Batch: ...
+    def __call__(self, *, seed: torch.Generator) -> Recall | Scenes | Batch: ...
 
 
 class FreshLoader:
@@ -29,11 +30,12 @@ class FreshLoader:
 
     Args:
         make: A function that draws a batch from ``seed=``, a generator on the CPU, such as
-            `functools.partial` of `recall` or `grid_map`.
+            `functools.partial` of `recall`, `grid_map` or `occluded_digits`.
         batches: The number of batches of an epoch.
         seed: The seed of the random numbers.
         rank: The number of this process; when None that of ``torch.distributed`` where it runs,
             else 0. Processes draw different batches.
+        whole: Whether what is known of the sequences, such as their labels, comes with them.
 
     Raises:
         ValueError: If the number of batches is not positive.
@@ -48,7 +50,13 @@ class FreshLoader:
     """
 
     def __init__(
-        self, make: _Make, batches: int, *, seed: int = 0, rank: int | None = None
+        self,
+        make: _Make,
+        batches: int,
+        *,
+        seed: int = 0,
+        rank: int | None = None,
+        whole: bool = False,
     ) -> None:
         if batches < 1:
             raise ValueError(f"batches: expected a positive number, got {batches}.")
@@ -56,6 +64,7 @@ class FreshLoader:
         self.batches = batches
         self.seed = seed
         self.rank = rank
+        self.whole = whole
         self.epoch = 0
         self.start = 0
 
@@ -73,13 +82,13 @@ class FreshLoader:
         self.epoch = epoch
         self.start = start
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:  # of batches, or of all that was drawn if whole
         epoch, start, self.start = self.epoch, self.start, 0
         for number in range(start, self.batches):
             words = (self.seed, epoch, number, _rank() if self.rank is None else self.rank)
             seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
             came = self.make(seed=torch.Generator().manual_seed(seed))
-            yield came.batch if isinstance(came, Recall) else came
+            yield came if self.whole or isinstance(came, Batch) else came.batch
         self.set_epoch(epoch + 1)
 
 

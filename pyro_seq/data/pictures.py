@@ -6,14 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_seq.data.loaders import load_mnist
 
-__all__ = ["Pictures", "Vectors", "load_digits", "seeded"]
+__all__ = ["Pictures", "Vectors", "grey", "load_digits", "load_small_digits", "seeded"]
 
 BINARY_SEED = 0
+SMALL_SEED = 0
+SMALL_TEST = 400
 
 
 class Pictures(NamedTuple):
@@ -39,6 +42,19 @@ class Pictures(NamedTuple):
         """Return the bank with its frames on another device; the labels stay on the CPU."""
         return self._replace(frames=self.frames.to(device))
 
+    def select(self, rows: Tensor | slice) -> Pictures:
+        """Return the bank of some of the pictures, such as a validation set or those with labels.
+
+        Args:
+            rows: Their numbers, long, or a slice.
+        """
+        if isinstance(rows, Tensor):
+            rows = rows.cpu()
+            frames = self.frames[rows.to(self.frames.device)]
+        else:
+            frames = self.frames[rows]
+        return Pictures(frames, None if self.labels is None else self.labels[rows])
+
     def take(self, rows: Tensor) -> Tensor:
         """Gather frames.
 
@@ -48,11 +64,7 @@ class Pictures(NamedTuple):
         Returns:
             The frames in floats, (*rows, *frame), bytes scaled to the range from 0 to 1.
         """
-        frames = self.frames[rows.to(self.frames.device, non_blocking=True)]
-        if frames.is_floating_point():
-            return frames
-        scale = 255 if frames.dtype == torch.uint8 else 1
-        return frames.to(torch.get_default_dtype()).div_(scale)
+        return grey(self.frames[rows.to(self.frames.device, non_blocking=True)])
 
     def sample(
         self, shape: tuple[int, ...], generator: torch.Generator
@@ -110,6 +122,14 @@ class Vectors(NamedTuple):
         return Pictures(torch.cat([code, noise], 1), labels), rows.view(shape)
 
 
+def grey(frames: Tensor) -> Tensor:
+    """Return pictures in floats, bytes scaled to the range from 0 to 1."""
+    if frames.is_floating_point():
+        return frames
+    scale = 255 if frames.dtype == torch.uint8 else 1
+    return frames.to(torch.get_default_dtype()).div_(scale)
+
+
 def seeded(seed: int | torch.Generator) -> torch.Generator:
     """Return the generator that a seed stands for, or that was given as one."""
     if isinstance(seed, torch.Generator):
@@ -145,6 +165,43 @@ def load_digits(
     return Pictures(frames, torch.from_numpy(labels).long())
 
 
+def load_small_digits(split: Literal["train", "test"]) -> Pictures:
+    """Load the handwritten digits of 8 by 8 pixels that come with scikit-learn as a bank.
+
+    They need no download. Of the 1,797 pictures 400, drawn once with a fixed seed, are for the
+    test; scikit-learn itself has no split, and published numbers do not apply.
+
+    Args:
+        split: "train", 1,397 pictures, or "test", 400.
+
+    Returns:
+        The pictures, (pictures, 1, 8, 8), from 0 (background) to 1 in steps of 1/16, and their
+        digits.
+
+    Raises:
+        ValueError: If the split is unknown.
+        ImportError: If scikit-learn is not installed.
+
+    References:
+        E. Alpaydin, C. Kaynak (1998). Optical Recognition of Handwritten Digits. UCI Machine
+        Learning Repository.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"split: expected 'train' or 'test', got {split!r}.")
+    try:
+        from sklearn.datasets import load_digits as load
+    except ImportError as error:
+        raise ImportError(
+            "The digits of 8 by 8 pixels come with scikit-learn: pip install 'pyro-seq[digits]'. "
+            "Those of MNIST, load_digits, need no package."
+        ) from error
+    digits = load()
+    order = np.random.default_rng(SMALL_SEED).permutation(len(digits.images))
+    rows = order[:-SMALL_TEST] if split == "train" else order[-SMALL_TEST:]
+    frames = torch.from_numpy(digits.images[rows, None] / 16).to(torch.get_default_dtype())
+    return Pictures(frames, torch.from_numpy(digits.target[rows]).long())
+
+
 def finish(frames: Tensor, size: int, binary: bool) -> Tensor:
     """Pool and binarise pictures.
 
@@ -166,10 +223,10 @@ def finish(frames: Tensor, size: int, binary: bool) -> Tensor:
     if not binary:
         return frames
     stream = torch.Generator().manual_seed(BINARY_SEED)
-    grey = 255 if frames.dtype == torch.uint8 else 1
+    scale = 255 if frames.dtype == torch.uint8 else 1
 
     def draw(part: Tensor) -> Tensor:
-        return torch.rand(part.shape, generator=stream, dtype=torch.float32) * grey < part
+        return torch.rand(part.shape, generator=stream, dtype=torch.float32) * scale < part
 
     return _by_chunks(draw, frames)
 

@@ -8,6 +8,13 @@ from pyro_seq.evaluation.draws import Draws, posterior_draws
 from pyro_seq.evaluation.elbo import elbo, fivo, iwae
 from pyro_seq.evaluation.forecast import Forecast, forecast
 from pyro_seq.evaluation.free_energy import FreeEnergy, free_energy
+from pyro_seq.evaluation.grouping import (
+    GroupScores,
+    adjusted_mutual_information,
+    adjusted_rand_index,
+    score_groups,
+)
+from pyro_seq.evaluation.grouping_baselines import score_baselines
 from pyro_seq.evaluation.impute import (
     blank_frame,
     copy_last,
@@ -23,7 +30,10 @@ __all__ = [
     "Estimate",
     "Forecast",
     "FreeEnergy",
+    "GroupScores",
     "WrongPixels",
+    "adjusted_mutual_information",
+    "adjusted_rand_index",
     "blank_frame",
     "compare",
     "copy_last",
@@ -39,6 +49,8 @@ __all__ = [
     "mean_square",
     "plot_compare",
     "posterior_draws",
+    "score_baselines",
+    "score_groups",
     "to_arviz",
     "wrong_pixels",
 ]

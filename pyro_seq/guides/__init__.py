@@ -7,6 +7,7 @@ from pyro_seq.guides.bootstrap import Bootstrap
 from pyro_seq.guides.context import Frame, LocalEnergy, StepContext
 from pyro_seq.guides.filtering import FilteringGuide, FilterState, Inference, Step
 from pyro_seq.guides.kalman import KalmanGuide, KalmanUpdate, Trajectory
+from pyro_seq.guides.ladder import LadderGuide
 from pyro_seq.guides.neural_filter import NeuralFilter
 from pyro_seq.guides.online import OnlineFilter
 from pyro_seq.guides.sites import LatentSite
@@ -25,6 +26,7 @@ __all__ = [
     "Inference",
     "KalmanGuide",
     "KalmanUpdate",
+    "LadderGuide",
     "LatentSite",
     "LocalEnergy",
     "NeuralFilter",

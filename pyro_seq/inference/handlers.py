@@ -9,7 +9,9 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 
-__all__ = ["site_scale"]
+from pyro_seq.models.auxiliary import AUXILIARY
+
+__all__ = ["site_scale", "without_auxiliary"]
 
 
 class site_scale(Messenger):  # noqa: N801 - named like Pyro's own handlers
@@ -73,3 +75,25 @@ class site_scale(Messenger):  # noqa: N801 - named like Pyro's own handlers
         if name in self.weights:
             self._seen.add(name)
             msg["scale"] = self.weights[name] * msg["scale"]
+
+
+class without_auxiliary(Messenger):  # noqa: N801 - named like Pyro's own handlers
+    r"""Takes the sites ``aux/...`` out of model and guide: what is left is the bound.
+
+    Wrapped around an ELBO. Without gradients those of
+    :func:`~pyro_seq.models.auxiliary` count for nothing anyway.
+
+    Example:
+        >>> import pyro
+        >>> from pyro_seq.models import auxiliary
+        >>> def model():
+        ...     auxiliary("task", torch.tensor(3.0))
+        >>> with without_auxiliary():
+        ...     trace = pyro.poutine.trace(model).get_trace()
+        >>> float(trace.log_prob_sum())
+        0.0
+    """
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if str(msg["name"]).startswith(AUXILIARY):
+            msg["mask"] = False

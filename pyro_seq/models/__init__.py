@@ -2,8 +2,10 @@ r"""Generative models :math:`p(x, z)`: one file, one model, one equation."""
 
 from __future__ import annotations
 
+from pyro_seq.models.auxiliary import auxiliary
 from pyro_seq.models.dmm import DMM
 from pyro_seq.models.gtmm import GTMM
+from pyro_seq.models.hierarchical import HierarchicalTemporalModel
 from pyro_seq.models.kvae import KVAE
 from pyro_seq.models.mixture_ssm import MixtureSSM
 from pyro_seq.models.presets import Presets
@@ -15,6 +17,7 @@ from pyro_seq.models.vrnn import VRNN
 __all__ = [
     "DMM",
     "GTMM",
+    "HierarchicalTemporalModel",
     "KVAE",
     "MixtureSSM",
     "Presets",
@@ -24,4 +27,5 @@ __all__ = [
     "SplitStepModel",
     "StepModel",
     "VRNN",
+    "auxiliary",
 ]

@@ -6,6 +6,7 @@ from pyro_seq.testing.distributions import (
     DistributionCase,
     check_distribution,
 )
+from pyro_seq.testing.engines import ENGINE_CONTRACTS, EngineCase, check_engine
 from pyro_seq.testing.filters import FILTER_CONTRACTS, check_filtering_guide
 from pyro_seq.testing.guides import GUIDE_CONTRACTS, GuideCase, check_guide
 from pyro_seq.testing.memories import MEMORY_CONTRACTS, MemoryCase, check_memory
@@ -14,6 +15,7 @@ from pyro_seq.testing.weights import WEIGHT_CONTRACTS, WeightCase, check_weights
 
 __all__ = [
     "DISTRIBUTION_CONTRACTS",
+    "ENGINE_CONTRACTS",
     "FILTER_CONTRACTS",
     "GUIDE_CONTRACTS",
     "MEMORY_CONTRACTS",
@@ -21,11 +23,13 @@ __all__ = [
     "WEIGHT_CONTRACTS",
     "ContractError",
     "DistributionCase",
+    "EngineCase",
     "GuideCase",
     "MemoryCase",
     "ModelCase",
     "WeightCase",
     "check_distribution",
+    "check_engine",
     "check_filtering_guide",
     "check_guide",
     "check_memory",

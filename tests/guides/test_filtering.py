@@ -17,6 +17,7 @@ from tests.guides.unseen_model import Traffic, traffic
 SMALL: dict[str, dict[str, Any]] = {
     "avf": {"iterations": 2, "hidden": [8, 8]},
     "filter": {"hidden": 8},
+    "ladder": {"units": 6, "hidden": 8},
     "smoother": {"units": 6, "hidden": 8},
     "vfem": {"iterations": 3},
 }
@@ -25,6 +26,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "avf, through time": ("avf", {"iterations": 1, "hidden": [8], "stop_gradients": False}),
     "avf, reads all": ("avf", {"hidden": [8], "encodes": ALL_ENCODED, "normalise": "log"}),
     "avf, learnt descent": ("avf", {"hidden": [8], "update": "sgd", "gradient_scale": 1e-3}),
+    "ladder, backward": ("ladder", {"units": 4, "hidden": 6, "backward": True}),
     "filter, residual": ("filter", {"hidden": 8, "residual": True}),
 }
 
@@ -46,7 +48,7 @@ GUIDES = filtering_guides()
 
 
 def test_the_registry_has_filtering_guides() -> None:
-    assert {"avf", "bootstrap", "filter", "smoother", "vfem"} <= set(GUIDES)
+    assert {"avf", "bootstrap", "filter", "ladder", "smoother", "vfem"} <= set(GUIDES)
 
 
 @pytest.mark.parametrize("contract", GUIDE_CONTRACTS + FILTER_CONTRACTS, ids=lambda c: c.__name__)

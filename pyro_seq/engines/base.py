@@ -1,0 +1,194 @@
+r"""What every engine is: a deterministic recurrence over frames that a guide can carry.
+
+.. math:: o_t, s_t = \mathrm{step}(s_{t-1}, x_t)
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Size, Tensor, nn
+
+from pyro_seq.nn.repeated import repeated
+from pyro_seq.ops.trees import map_tensors
+
+__all__ = ["Engine"]
+
+
+class Engine(nn.Module, ABC):
+    """A neural inference engine: what a guide knows of the frames so far.
+
+    The state is a named tuple whose tensors all begin with the dimensions of the batch, of which
+    there may be any number; it can be saved, replayed and expanded. A step returns a new one and
+    changes nothing else, save for running statistics of batch norms in training mode.
+
+    Args:
+        frame_shape: Shape of a frame, `(channels, *space)`.
+
+    Raises:
+        ValueError: When the frame has no dimension, or an empty one.
+
+    Example:
+        >>> import pyro_seq
+        >>> from pyro_seq.engines import ConvLSTMRow, SoftMaxRow
+        >>> ladder = pyro_seq.get("engines", "rladder")((1, 8, 8), [ConvLSTMRow(4), SoftMaxRow(3)])
+        >>> outputs, state = ladder(torch.zeros(2, 5, 1, 8, 8))  # a sequence
+        >>> outputs.prediction.shape, outputs.logits.shape
+        (torch.Size([2, 5, 1, 8, 8]), torch.Size([2, 5, 3]))
+        >>> outputs, _ = ladder.iterate(torch.zeros(2, 1, 8, 8), 3)  # one frame, again and again
+        >>> outputs.logits.shape
+        torch.Size([2, 3, 3])
+    """
+
+    def __init__(self, frame_shape: Sequence[int]) -> None:
+        super().__init__()
+        if not frame_shape or min(frame_shape) < 1:
+            raise ValueError(
+                f"frame_shape must be (channels, *space), all positive; got {tuple(frame_shape)}"
+            )
+        self.frame_shape = Size(frame_shape)
+
+    @abstractmethod
+    def initial_state(self, batch_shape: Size) -> Any:  # noqa: ANN401
+        """The state before the first step.
+
+        Args:
+            batch_shape: First dimensions of every tensor of the state.
+
+        Returns:
+            A named tuple of tensors `(*batch_shape, ...)`.
+        """
+
+    @abstractmethod
+    def step(self, state: Any, x_t: Tensor) -> tuple[Any, Any]:  # noqa: ANN401
+        """One step, or one iteration.
+
+        Args:
+            state: The state before the step.
+            x_t: A frame, `(*batch, *frame)`.
+
+        Returns:
+            The output, a named tuple of tensors `(*batch, ...)`, and the state after the step.
+
+        Raises:
+            ValueError: When the frame has another shape.
+        """
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        state: Any = None,  # noqa: ANN401
+    ) -> tuple[Any, Any]:
+        """One step for each frame of a sequence.
+
+        Args:
+            x: `(*batch, time, *frame)`.
+            mask: bool, `(*batch, time)`; a frame where it is False counts as zeros and leaves the
+                state as it was. The output there is that of a frame of zeros.
+            state: The state to go on from; None for the beginning.
+
+        Returns:
+            The outputs, each tensor with the time after the batch dimensions, and the state after
+            the last step.
+
+        Raises:
+            ValueError: When a shape does not fit.
+        """
+        batch = self._check_frames(x, time=True)
+        if mask is not None:
+            self._check_mask(mask, batch)
+            x = torch.where(mask.reshape(*batch, *(1,) * len(self.frame_shape)), x, 0)
+        seen = [None] * batch[-1] if mask is None else mask.unbind(-1)
+        return self._run(x.unbind(len(batch) - 1), seen, batch[:-1], state)
+
+    def iterate(
+        self,
+        x: Tensor,
+        n: int,
+        state: Any = None,  # noqa: ANN401
+    ) -> tuple[Any, Any]:
+        """Several steps on one frame, for inference in what does not move.
+
+        Args:
+            x: `(*batch, *frame)`.
+            n: Number of iterations, 1 or more.
+            state: The state to go on from; None for the beginning.
+
+        Returns:
+            The outputs, each tensor with the iterations after the batch dimensions, and the state
+            after the last.
+
+        Raises:
+            ValueError: When the frame has another shape, or n is not positive.
+        """
+        batch = self._check_frames(x)
+        if n < 1:
+            raise ValueError(f"n must be at least 1 iteration; got {n}")
+        return self._run([x] * n, [None] * n, batch, state)
+
+    def _run(
+        self,
+        frames: Sequence[Tensor],
+        seen: Iterable[Tensor | None],
+        batch: Size,
+        state: Any,  # noqa: ANN401
+    ) -> tuple[Any, Any]:
+        state = self.initial_state(batch) if state is None else state
+        outputs = []
+        with repeated(len(frames)):
+            for x_t, seen_t in zip(frames, seen, strict=True):
+                output, after = self.step(state, x_t)
+                state = after if seen_t is None else _select(seen_t, after, state)
+                outputs.append(output)
+        return stack_over_time(outputs, len(batch)), state
+
+    def _check_frames(self, x: Tensor, time: bool = False) -> Size:
+        """The dimensions before those of a frame, or an error."""
+        before = x.dim() - len(self.frame_shape)
+        short = time and (before < 1 or not x.shape[before - 1])
+        if before < 0 or x.shape[before:] != self.frame_shape or short:
+            frame = ", ".join(map(str, self.frame_shape))
+            words = ("(*batch, time, ", ") of one step or more") if time else ("(*batch, ", ")")
+            raise ValueError(f"x must be {frame.join(words)}; got shape {tuple(x.shape)}")
+        return x.shape[:before]
+
+    def _check_mask(self, mask: Tensor, wanted: Size) -> None:
+        if mask.shape != wanted or mask.dtype != torch.bool:
+            raise ValueError(
+                f"mask must be bool (*batch, time) = {tuple(wanted)}; "
+                f"got {mask.dtype} of shape {tuple(mask.shape)}"
+            )
+
+
+def _select(seen: Tensor, after: Any, before: Any) -> Any:  # noqa: ANN401
+    """The state after the step where the frame was seen, else that before."""
+
+    def choose(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(seen.reshape(*seen.shape, *(1,) * (new.dim() - seen.dim())), new, old)
+
+    return map_tensors(choose, after, before)
+
+
+def stack_over_time(outputs: Sequence[Any], dim: int) -> Any:  # noqa: ANN401
+    """The outputs of steps as one, each tensor with the time at that dimension."""
+    first, *rest = outputs
+    return map_tensors(lambda *each: torch.stack(each, dim), first, *rest)
+
+
+def flatten_batch(tree: Any, batch: Size) -> Any:  # noqa: ANN401
+    """A tree whose tensors have one batch dimension in place of those given."""
+    if len(batch) == 1:
+        return tree
+    return map_tensors(lambda p: p.reshape((math.prod(batch), *p.shape[len(batch) :])), tree)
+
+
+def unflatten_batch(tree: Any, batch: Size) -> Any:  # noqa: ANN401
+    """A tree whose tensors have the batch dimensions given in place of one."""
+    if len(batch) == 1:
+        return tree
+    return map_tensors(lambda p: p.reshape((*batch, *p.shape[1:])), tree)
