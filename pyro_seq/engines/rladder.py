@@ -160,7 +160,7 @@ class RLadder(Engine):
 
     def step(self, state: RLadderState, x_t: Tensor) -> tuple[RLadderOutput, RLadderState]:
         """The encoder, then the decoder."""
-        batch = self._check_frames(x_t)
+        batch = self.check_frames(x_t)
         x, (before, links, iteration) = flatten_batch((x_t, state), batch)
         cells, old, e, after = iter(before), iter(links), [x], []
         for row in self.encoder:

@@ -186,7 +186,7 @@ class RTagger(Engine):
             state: The state before.
             x_t: `(*batch, *frame)`; a corrupted picture, or the next frame.
         """
-        batch = self._check_frames(x_t)
+        batch = self.check_frames(x_t)
         parts = self._inputs(state, x_t.unsqueeze(self._group))
         inputs = torch.cat(parts, -len(self.frame_shape))
         said, ladder = self.ladder.step(state.ladder, inputs)
