@@ -114,8 +114,8 @@ class IterationBatchNorm(nn.Module):
     def _track(self, u: Tensor, iteration: Tensor) -> None:
         """Statistics of the batch count for each iteration by its share of the samples."""
         var, mean = torch.var_mean(u, dim=(0, *range(2, u.dim())))
-        kept = len(self.tracked)
-        at = functional.one_hot(iteration.clamp(max=kept - 1), kept).to(u).mean(0).unsqueeze(-1)
+        kept = torch.arange(len(self.tracked), device=u.device).unsqueeze(-1)
+        at = (kept == iteration.clamp(max=len(kept) - 1)).to(u).mean(1, keepdim=True)
         self.tracked += at
         rate = torch.maximum(self.momentum * at, at / self.tracked.clamp(min=1e-6))
         self.running_mean.lerp_(mean.expand_as(self.running_mean), rate)
