@@ -170,6 +170,7 @@ def estimate_statistics(network: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in network.modules()}
     norms = [module for module in modes if isinstance(module, IterationBatchNorm)]
     momenta = [norm.momentum for norm in norms]
+    before = [norm.tracked.clone() for norm in norms]
     network.eval()
     for norm in norms:
         norm.tracked.zero_()
@@ -179,7 +180,9 @@ def estimate_statistics(network: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum, tracked in zip(norms, momenta, before, strict=True):
             norm.momentum = momentum
+            if not norm.tracked.any():  # nothing passed: the old statistics stand
+                norm.tracked.copy_(tracked)
         for module, mode in modes.items():
             module.training = mode

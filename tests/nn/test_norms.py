@@ -99,6 +99,16 @@ def test_estimates_are_plain_averages_and_modes_are_restored() -> None:
     assert [m.training for m in network] == [True, True, False] and norm.momentum == 0.1
 
 
+def test_where_nothing_passes_the_old_statistics_stand() -> None:
+    norm, u = IterationBatchNorm(3), torch.randn(8, 3)
+    for iteration in (0, 1):
+        norm(iteration + u, at(iteration, 8))
+    expected = norm.eval()(u, at(1, 8))
+    with estimate_statistics(norm):
+        pass
+    assert (norm(u, at(1, 8)) == expected).all()
+
+
 def test_gradients_are_those_of_torch() -> None:
     u = torch.randn(6, 3, 4, requires_grad=True)
     weights = torch.randn(6, 3, 4)
