@@ -121,6 +121,13 @@ def test_gradients_are_those_of_torch() -> None:
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("name", ["layer", "batch", "none"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_shift_is_added(name: str, training: bool) -> None:
+    norm, u, shift = unit_norm(name, 3).train(training), torch.randn(4, 3, 5), torch.randn(3)
+    torch.testing.assert_close(norm(u, at(0, 4), shift), norm(u, at(0, 4)) + shift[:, None])
+
+
 def test_names() -> None:
     assert isinstance(unit_norm("layer", 3), UnitNorm)
     u = torch.randn(2, 3)
