@@ -17,7 +17,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler talks otherwise
 import pyro
 import torch
 
-from benchmarks import graphed, kvae_step, memories, online, srnn_step, state_space
+from benchmarks import graphed, kvae_step, ladders, memories, online, srnn_step, state_space
 from benchmarks.harness import machine
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "results" / "bench.json"
@@ -29,6 +29,7 @@ NAMES = (
     *srnn_step.COMPARISONS,
     "online",
     *memories.NAMES,
+    *ladders.NAMES,
     *(graphed.NAMES if torch.cuda.is_available() else ()),
 )
 
@@ -54,6 +55,9 @@ def run(name: str, repetitions: int) -> tuple[dict, list[str]]:
     if name in memories.NAMES:
         row = memories.run(name, repetitions)
         return row, memories.describe(name, row)
+    if name in ladders.NAMES:
+        row = ladders.run(name, repetitions)
+        return row, ladders.describe(name, row)
     if name in graphed.NAMES:
         row = graphed.run_graph(name, repetitions)
         return row, [graphed.describe_graph(name, row)]

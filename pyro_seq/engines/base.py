@@ -99,7 +99,7 @@ class Engine(nn.Module, ABC):
         Raises:
             ValueError: When a shape does not fit.
         """
-        batch = self._check_frames(x, time=True)
+        batch = self.check_frames(x, time=True)
         if mask is not None:
             self._check_mask(mask, batch)
             x = torch.where(mask.reshape(*batch, *(1,) * len(self.frame_shape)), x, 0)
@@ -126,7 +126,7 @@ class Engine(nn.Module, ABC):
         Raises:
             ValueError: When the frame has another shape, or n is not positive.
         """
-        batch = self._check_frames(x)
+        batch = self.check_frames(x)
         if n < 1:
             raise ValueError(f"n must be at least 1 iteration; got {n}")
         return self._run([x] * n, [None] * n, batch, state)
@@ -147,8 +147,16 @@ class Engine(nn.Module, ABC):
                 outputs.append(output)
         return stack_over_time(outputs, len(batch)), state
 
-    def _check_frames(self, x: Tensor, time: bool = False) -> Size:
-        """The dimensions before those of a frame, or an error."""
+    def check_frames(self, x: Tensor, time: bool = False) -> Size:
+        """The batch dimensions of frames, once they are seen to fit.
+
+        Args:
+            x: `(*batch, *frame)`.
+            time: Whether the last of the dimensions before a frame is the time.
+
+        Raises:
+            ValueError: When the frames have another shape, or there is no step.
+        """
         before = x.dim() - len(self.frame_shape)
         short = time and (before < 1 or not x.shape[before - 1])
         if before < 0 or x.shape[before:] != self.frame_shape or short:

@@ -20,7 +20,6 @@ from torch import Size, Tensor, nn
 
 from pyro_seq.engines.base import Engine, flatten_batch, unflatten_batch
 from pyro_seq.engines.encoder import encoder_row
-from pyro_seq.engines.iterative import check_choice
 from pyro_seq.engines.rows import (
     ConvLSTMRow,
     LSTMRow,
@@ -31,6 +30,7 @@ from pyro_seq.engines.rows import (
     row_error,
     row_shapes,
 )
+from pyro_seq.nn.arguments import check_choice
 from pyro_seq.nn.conv_lstm import ConvLSTMState
 from pyro_seq.nn.ladder_cells import G1, Broadcast, ConvG1, ConvG2, ConvG3
 from pyro_seq.plugins import register
@@ -160,7 +160,7 @@ class RLadder(Engine):
 
     def step(self, state: RLadderState, x_t: Tensor) -> tuple[RLadderOutput, RLadderState]:
         """The encoder, then the decoder."""
-        batch = self._check_frames(x_t)
+        batch = self.check_frames(x_t)
         x, (before, links, iteration) = flatten_batch((x_t, state), batch)
         cells, old, e, after = iter(before), iter(links), [x], []
         for row in self.encoder:

@@ -22,9 +22,9 @@ from torch import Size, Tensor, nn
 from torch.nn import functional
 
 from pyro_seq.engines.base import Engine, stack_over_time
-from pyro_seq.engines.iterative import check_choice
 from pyro_seq.engines.rladder import RLadder, RLadderOutput, RLadderState
 from pyro_seq.engines.rows import Row, SoftMaxRow, feed_forward
+from pyro_seq.nn.arguments import check_choice
 from pyro_seq.nn.norms import unit_norm
 from pyro_seq.nn.repeated import RepeatedLinear
 from pyro_seq.nn.space import top_down
@@ -186,7 +186,7 @@ class RTagger(Engine):
             state: The state before.
             x_t: `(*batch, *frame)`; a corrupted picture, or the next frame.
         """
-        batch = self._check_frames(x_t)
+        batch = self.check_frames(x_t)
         parts = self._inputs(state, x_t.unsqueeze(self._group))
         inputs = torch.cat(parts, -len(self.frame_shape))
         said, ladder = self.ladder.step(state.ladder, inputs)

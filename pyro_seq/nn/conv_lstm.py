@@ -21,7 +21,7 @@ from torch import Size, Tensor, nn
 
 from pyro_seq.nn.norms import unit_norm
 from pyro_seq.nn.repeated import repeated
-from pyro_seq.nn.space import bottom_up, conv_shape, per_channel, side_kernel
+from pyro_seq.nn.space import bottom_up, conv_shape, side_kernel
 
 __all__ = ["ConvLSTM", "ConvLSTMState"]
 
@@ -161,7 +161,7 @@ class ConvLSTM(nn.Module):
         return self._share(x.transpose(0, 1).flatten(0, 1), None).unflatten(0, (-1, len(x)))
 
     def _share(self, x: Tensor, iteration: Tensor | None) -> Tensor:
-        return self.norm_input(self.input(x), iteration)
+        return self.norm_input(self.input(x), iteration, self.bias)
 
     def _recur(
         self,
@@ -173,7 +173,7 @@ class ConvLSTM(nn.Module):
         gates = share + self.norm_recurrent(self.recurrent(state.h), iteration)
         if self.feedback is not None and self.norm_feedback is not None:
             gates = gates + self.norm_feedback(self.feedback(d), iteration)
-        write, keep, read, new = (gates + per_channel(self.bias, gates)).chunk(4, 1)
+        write, keep, read, new = gates.chunk(4, 1)
         c = torch.addcmul(keep.sigmoid() * state.c, write.sigmoid(), new.tanh())
         h = read.sigmoid() * c.tanh()
         return h, ConvLSTMState(h, c)

@@ -168,8 +168,8 @@ class _Meeting(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, v: Tensor, h: Tensor, iteration: Tensor | None) -> Tensor:
-        u = self.norm_top(self.top(v), iteration) + self.norm_side(self.side(h), iteration)
-        return u + per_channel(self.bias, u)
+        top = self.norm_top(self.top(v), iteration, self.bias)
+        return top + self.norm_side(self.side(h), iteration)
 
 
 class ConvG2(nn.Module):

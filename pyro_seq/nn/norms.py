@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyro_seq.nn.space import per_channel
+
 __all__ = ["NORMS", "IterationBatchNorm", "UnitNorm", "estimate_statistics", "unit_norm"]
 
 NORMS = ("layer", "batch", "none")
@@ -39,9 +41,12 @@ class UnitNorm(nn.GroupNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(1, channels)
 
-    def forward(self, u: Tensor, iteration: Tensor | None = None) -> Tensor:
-        """Of units `(batch, channels, *space)`; the iteration makes no difference."""
-        return super().forward(u)
+    def forward(
+        self, u: Tensor, iteration: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        """Of units `(batch, channels, *space)`; see :func:`unit_norm`."""
+        bias = self.bias if shift is None else self.bias + shift
+        return functional.group_norm(u, 1, self.weight, bias, self.eps)
 
 
 class IterationBatchNorm(nn.Module):
@@ -90,32 +95,33 @@ class IterationBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(iterations, channels))
         self.register_buffer("tracked", torch.zeros(iterations, 1))
 
-    def forward(self, u: Tensor, iteration: Tensor) -> Tensor:
-        """Of units `(batch, channels, *space)`, each sample at its iteration, int64 `(batch,)`."""
+    def forward(self, u: Tensor, iteration: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Of units `(batch, channels, *space)`; see :func:`unit_norm`."""
+        bias = self.bias if shift is None else self.bias + shift
         if not self.training:
-            return self._evaluate(u, iteration)
+            return self._evaluate(u, iteration, bias)
         if len(u) < 2:
             raise ValueError(
                 "batch normalisation in training needs a batch of 2 or more; got a batch of 1. "
                 "Use a larger batch, eval(), or norm='layer'"
             )
         self._track(u.detach().to(self.running_mean.dtype), iteration)
-        return functional.batch_norm(u, None, None, self.weight, self.bias, True, eps=self.eps)
+        return functional.batch_norm(u, None, None, self.weight, bias, True, eps=self.eps)
 
-    def _evaluate(self, u: Tensor, iteration: Tensor) -> Tensor:
+    def _evaluate(self, u: Tensor, iteration: Tensor, bias: Tensor) -> Tensor:
         last = (self.tracked > 0).sum().clamp(min=1) - 1
         index = torch.minimum(iteration, last)
         shape = (*u.shape[:2], *(1,) * (u.dim() - 2))
         scale = self.weight * (self.running_var[index] + self.eps).rsqrt()
-        shift = self.bias - scale * self.running_mean[index]
+        shift = bias - scale * self.running_mean[index]
         return torch.addcmul(shift.reshape(shape), u, scale.reshape(shape))
 
     @torch.no_grad()
     def _track(self, u: Tensor, iteration: Tensor) -> None:
         """Statistics of the batch count for each iteration by its share of the samples."""
         var, mean = torch.var_mean(u, dim=(0, *range(2, u.dim())))
-        kept = len(self.tracked)
-        at = functional.one_hot(iteration.clamp(max=kept - 1), kept).to(u).mean(0).unsqueeze(-1)
+        kept = torch.arange(len(self.tracked), device=u.device).unsqueeze(-1)
+        at = (kept == iteration.clamp(max=len(kept) - 1)).to(u).mean(1, keepdim=True)
         self.tracked += at
         rate = torch.maximum(self.momentum * at, at / self.tracked.clamp(min=1e-6))
         self.running_mean.lerp_(mean.expand_as(self.running_mean), rate)
@@ -125,13 +131,19 @@ class IterationBatchNorm(nn.Module):
 class _Unnormalised(nn.Identity):
     """What it is given."""
 
-    def forward(self, u: Tensor, iteration: Tensor | None = None) -> Tensor:
-        """The units as they are."""
-        return u
+    def forward(
+        self, u: Tensor, iteration: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        """The units as they are, and the shift."""
+        return u if shift is None else u + per_channel(shift, u)
 
 
 def unit_norm(norm: str, channels: int, iterations: int = 8) -> nn.Module:
-    """The normalisation of that name, called with units and the iteration of each sample.
+    """The normalisation of that name, called with `(u, iteration, shift)`.
+
+    u are units `(batch, channels, *space)`; the iteration of each sample, int64 `(batch,)`, makes
+    a difference to batch normalisation alone; a shift `(channels,)`, where there is one, is added
+    to the bias.
 
     Args:
         norm: One of :data:`NORMS`.
@@ -170,6 +182,7 @@ def estimate_statistics(network: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in network.modules()}
     norms = [module for module in modes if isinstance(module, IterationBatchNorm)]
     momenta = [norm.momentum for norm in norms]
+    before = [norm.tracked.clone() for norm in norms]
     network.eval()
     for norm in norms:
         norm.tracked.zero_()
@@ -179,7 +192,9 @@ def estimate_statistics(network: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum, tracked in zip(norms, momenta, before, strict=True):
             norm.momentum = momentum
+            if not norm.tracked.any():  # nothing passed: the old statistics stand
+                norm.tracked.copy_(tracked)
         for module, mode in modes.items():
             module.training = mode

@@ -99,6 +99,16 @@ def test_estimates_are_plain_averages_and_modes_are_restored() -> None:
     assert [m.training for m in network] == [True, True, False] and norm.momentum == 0.1
 
 
+def test_where_nothing_passes_the_old_statistics_stand() -> None:
+    norm, u = IterationBatchNorm(3), torch.randn(8, 3)
+    for iteration in (0, 1):
+        norm(iteration + u, at(iteration, 8))
+    expected = norm.eval()(u, at(1, 8))
+    with estimate_statistics(norm):
+        pass
+    assert (norm(u, at(1, 8)) == expected).all()
+
+
 def test_gradients_are_those_of_torch() -> None:
     u = torch.randn(6, 3, 4, requires_grad=True)
     weights = torch.randn(6, 3, 4)
@@ -109,6 +119,13 @@ def test_gradients_are_those_of_torch() -> None:
             for y in (ours(u, at(iteration, 6)), torchs(u))
         )
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["layer", "batch", "none"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_shift_is_added(name: str, training: bool) -> None:
+    norm, u, shift = unit_norm(name, 3).train(training), torch.randn(4, 3, 5), torch.randn(3)
+    torch.testing.assert_close(norm(u, at(0, 4), shift), norm(u, at(0, 4)) + shift[:, None])
 
 
 def test_names() -> None:

@@ -64,7 +64,7 @@ class ToyEngine(Engine):
 
     def step(self, state: ToyState, x_t: Tensor) -> tuple[ToyOutput, ToyState]:
         if self.fault != "accepts anything":
-            self._check_frames(x_t)
+            self.check_frames(x_t)
         self.calls += 1
         flat = x_t.reshape(*x_t.shape[:-2], -1)
         total = self._total(state, nn.functional.pad(flat, (0, 6 - flat.shape[-1])))
