@@ -309,7 +309,7 @@ def draw_figures(
     """Divergence per step, training curves, read weights, walks and reads over the map."""
     from pyro_seq.evaluation.maps import plot_overlays, plot_reads_on_map, reads_by_cell
 
-    test, cells = data.test, data.test.info["cells"][0]
+    test, cells = data.test, data.test.info["cells"][0].cpu()
     curves = {name: energy.divergence.mean(0) for name, energy in energies.items()}
     new = test.before.double().mean(0).cpu()
     best = min(energies, key=lambda name: float(energies[name].nats.sum()))
