@@ -115,8 +115,8 @@ class RTagger(Engine):
         pixels: ``gaussian`` or ``bernoulli``.
         noise: Standard deviation of the corruption, or probability that a binary pixel flips. It
             is part of L(m) and :math:`\delta z` also where nothing is corrupted.
-        mean: Of the data; what z begins with, and what the bias of its readout begins with. With
-            another bias grouping may not begin at all: masks then learn intensities.
+        mean: Of the data; what z begins with, and what the bias of its readout begins with, so
+            that masks need not account for intensities.
         readout_norm: Whether the readouts are normalised, as in the paper.
         norm: See :class:`RLadder`; ``batch`` counts groups as samples.
         iterations: For how many iterations batch statistics are kept apart.

@@ -164,7 +164,6 @@ def test_shares_and_means() -> None:
 
 @pytest.mark.parametrize("pixels", ["gaussian", "bernoulli"])
 def test_readouts_begin_at_the_mean_of_the_data(pixels: str) -> None:
-    """Without it masks learn intensities, and nothing is grouped."""
     made = RTagger(FRAME, ROWS, 2, pixels=pixels, mean=0.2)
     start = math.log(0.2 / 0.8) if pixels == "bernoulli" else 0.2
     assert made.bias_z.tolist() == pytest.approx([start])
