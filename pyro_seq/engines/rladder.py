@@ -132,6 +132,7 @@ class RLadder(Engine):
         self.rows, head = _split(rows)
         self.shapes = row_shapes(self.rows, frame_shape)
         norms = dict(zip(("rows", "cells"), NORMS[norm], strict=True), iterations=iterations)
+        decoder = decoder and any(row.cell != "none" for row in self.rows)
         links = _links(self.rows, d2e if decoder else "none")
         pairs = [*zip(self.shapes, self.shapes[1:], strict=False)]
         self.encoder = nn.ModuleList(

@@ -21,6 +21,7 @@ from pyro_seq.models.presets import Presets
 from pyro_seq.models.step_model import SplitStepModel
 from pyro_seq.nn.heads import emission_head
 from pyro_seq.nn.mlp import mlp
+from pyro_seq.nn.transitions import GatedTransition
 from pyro_seq.plugins import register
 
 __all__ = ["DMM"]
@@ -83,13 +84,7 @@ class DMM(Presets, SplitStepModel):
     ) -> None:
         super().__init__()
         self.controls = controls
-        inputs = latent + controls
-        self.gate = nn.Sequential(*mlp(inputs, [hidden], nn.ReLU), nn.Linear(hidden, latent))
-        self.proposal = nn.Sequential(*mlp(inputs, [hidden], nn.ReLU), nn.Linear(hidden, latent))
-        self.linear = nn.Linear(latent, latent)
-        nn.init.eye_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
-        self.scale = nn.Linear(latent, latent)
+        self.dynamics = GatedTransition(latent, controls, hidden)
         self.z_0 = nn.Parameter(torch.zeros(latent))
         if isinstance(emission, str):
             head = emission_head(emission, width, frame, **(emission_options or {}))
@@ -102,10 +97,7 @@ class DMM(Presets, SplitStepModel):
 
     def latents(self, state: State, u_t: Tensor | None) -> Tensor:
         r"""Draws :math:`z_t`, `(*batch, latent)`."""
-        inputs = state.z if u_t is None else torch.cat([state.z, u_t], -1)
-        gate, proposal = self.gate(inputs).sigmoid(), self.proposal(inputs)
-        loc = torch.lerp(self.linear(state.z), proposal, gate)
-        scale = nn.functional.softplus(self.scale(proposal.relu())) + 1e-4
+        loc, scale = self.dynamics(state.z, u_t)
         return pyro.sample("z", dist.Normal(loc, scale, validate_args=False).to_event(1))
 
     def emission(self, latents: Tensor) -> Any:  # noqa: ANN401

@@ -91,6 +91,8 @@ def assert_close(found: Tensor, expected: Tensor, what: str, tolerance: float = 
     )
     if not found.numel():
         return
+    if expected.dtype == torch.bool:
+        found, expected = found.int(), expected.int()
     bound = tolerance * max(1.0, float(expected.detach().abs().max()))
     error = (found - expected).detach().abs().max()
     require(bool(error <= bound), f"{what}: differs by {float(error):.3g}, allowed {bound:.3g}.")

@@ -114,6 +114,12 @@ def test_an_encoder_alone_has_no_decoder_and_no_links() -> None:
     )
 
 
+def test_one_row_without_a_cell_has_no_decoder_to_read() -> None:
+    ladder = RLadder((7,), [LinearRow(5, cell="none")], d2e="all")
+    output, state = ladder(torch.randn(2, 3, 7))
+    assert output.e[-1].shape == (2, 3, 5) and not output.d and not state.d
+
+
 def test_a_ladder_can_end_above_the_frame_and_without_classes() -> None:
     ladder = RLadder((7,), [LinearRow(5, cell="none"), LSTMRow(3)])
     outputs, _ = ladder(torch.rand(2, 4, 7))

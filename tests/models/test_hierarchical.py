@@ -127,9 +127,7 @@ def test_one_gated_level_is_a_deep_markov_model() -> None:
     torch.manual_seed(0)
     one = HierarchicalTemporalModel(FRAME, latents=[3], hidden=4, decoder=(6, 6)).double()
     dmm = DMM(FRAME, latent=3, hidden=4, width=6).double()
-    level = one.levels[0]
-    for part in ("gate", "proposal", "linear", "scale"):
-        getattr(dmm, part).load_state_dict(getattr(level, part).state_dict())
+    dmm.dynamics.load_state_dict(one.levels[0].state_dict())
     dmm.emit = one.emit
     x = torch.rand(BATCH, TIME, FRAME).round().double()
     values, _ = draws((3,))
