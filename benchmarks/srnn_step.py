@@ -61,14 +61,14 @@ COMPARISONS = {
     ),
     "avf": Comparison(
         "AVF, K = 1",
-        lambda model: AVF(model, normalise="layer", units="own"),
+        lambda model: AVF(model, hidden=[ITERATIVE] * 2, normalise="layer", units="own"),
         HandwrittenSRNN.avf_loss,
         1.25,
         3,
     ),
     "avf_k5": Comparison(
         "AVF, K = 5",
-        lambda model: AVF(model, 5, normalise="layer", units="own"),
+        lambda model: AVF(model, 5, hidden=[ITERATIVE] * 2, normalise="layer", units="own"),
         lambda hand, x: hand.avf_loss(x, 5),
         None,
         10,

@@ -38,7 +38,7 @@ class SRNN(Presets, SplitStepModel):
     Its papers' filters are ``NeuralFilter(model, reads=["h"])``, the baseline of Marino et al.;
     ``NeuralFilter(model, residual=True)``, with the last latent and locations added to the
     prior's, of Fraccaro et al.; and ``BackwardSmoother(model, residual=True, reads=["z"],
-    embedding=["h"])``, their smoother.
+    embedding=["h"])``, their smoother; each with ``hidden=500`` for music.
 
     Args:
         frame: Size or shape of a frame.
