@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import Step, compare
-from pyro_seq.engines import RLadder, grouped_shapes, occluded_mnist
+from pyro_seq.engines import RLadder
+from pyro_seq.engines.presets import grouped_shapes, occluded_mnist
 from pyro_seq.nn import ConvLSTM
 
 NAMES = ("conv_lstm", "rladder_step", "rtagger_groups")

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
+from pyro_seq.engines import presets
 from pyro_seq.engines.base import Engine
 from pyro_seq.engines.costs import classification_cost
 from pyro_seq.engines.iterative import IterativeInference
-from pyro_seq.engines.presets import (
-    ABLATIONS,
-    Ablation,
-    grouped_shapes,
-    occluded_digits,
-    occluded_mnist,
-    polyphonic,
-    textured_mnist,
-)
 from pyro_seq.engines.rladder import RLadder, RLadderOutput, RLadderState
 from pyro_seq.engines.rows import (
     ConvLSTMRow,
@@ -29,8 +21,6 @@ from pyro_seq.engines.rows import (
 from pyro_seq.engines.rtagger import Grouping, RTagger, RTaggerOutput, RTaggerState, tagger
 
 __all__ = [
-    "ABLATIONS",
-    "Ablation",
     "ConvLSTMRow",
     "ConvRow",
     "Engine",
@@ -49,11 +39,7 @@ __all__ = [
     "SoftMaxRow",
     "classification_cost",
     "feed_forward",
-    "grouped_shapes",
-    "occluded_digits",
-    "occluded_mnist",
-    "polyphonic",
+    "presets",
     "row_shapes",
     "tagger",
-    "textured_mnist",
 ]

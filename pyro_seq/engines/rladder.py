@@ -132,7 +132,6 @@ class RLadder(Engine):
         self.rows, head = _split(rows)
         self.shapes = row_shapes(self.rows, frame_shape)
         norms = dict(zip(("rows", "cells"), NORMS[norm], strict=True), iterations=iterations)
-        decoder = decoder and any(row.cell != "none" for row in self.rows)
         links = _links(self.rows, d2e if decoder else "none")
         pairs = [*zip(self.shapes, self.shapes[1:], strict=False)]
         self.encoder = nn.ModuleList(
@@ -146,6 +145,7 @@ class RLadder(Engine):
             except ValueError as error:
                 raise ValueError(row_error(self.rows, self.shapes, number, error)) from None
             self.decoder.extend([] if cell is None else [cell])
+        self.decodes = decoder
         self.head = None if head is None else _head(head, self.shapes[-1])
 
     def initial_state(self, batch_shape: Size) -> RLadderState:
@@ -179,7 +179,7 @@ class RLadder(Engine):
 
     def _top_down(self, e: list[Tensor], iteration: Tensor) -> dict[int, Tensor]:
         """The decoder, by level; nothing where there is none."""
-        if not len(self.decoder):
+        if not self.decodes:
             return {}
         level = len(e) - 1
         d = {level: e[level]}

@@ -68,7 +68,8 @@ def score_groups(segments: Tensor, masks: Tensor, average: str = "max") -> Group
     Args:
         segments: Whose pixel each is, long `(*batch, height, width)`; only positive ones count, so
             that background and overlaps do not.
-        masks: Of each group, `(*batch, groups, height, width)`.
+        masks: Of each group, `(*batch, groups, height, width)`, or with a channel of one before
+            height and width, as a tagger's m.
         average: See :func:`adjusted_mutual_information`.
 
     Raises:
@@ -81,6 +82,8 @@ def score_groups(segments: Tensor, masks: Tensor, average: str = "max") -> Group
         >>> score_groups(segments, masks)
         GroupScores(ami=tensor([1.], dtype=torch.float64), ari=tensor([1.], dtype=torch.float64))
     """
+    if masks.dim() == segments.dim() + 2 and masks.shape[-3] == 1:
+        masks = masks.squeeze(-3)
     if masks.dim() < 3 or (*masks.shape[:-3], *masks.shape[-2:]) != segments.shape:
         raise ValueError(
             "masks must be (*batch, groups, height, width) for segments (*batch, height, width) = "

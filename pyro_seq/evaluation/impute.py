@@ -26,7 +26,7 @@ def impute(
     x: Tensor,
     mask: Tensor,
     controls: Tensor | None = None,
-    how: str = "smooth",
+    how: str | None = None,
     chunk: int = CHUNK,
     *,
     samples: int = 20,
@@ -47,7 +47,8 @@ def impute(
         x: Frames, `(batch, time, *frame)`; what lies under False is not read.
         mask: bool `(batch, time)`, True where observed.
         controls: u, `(batch, time, control)`, known at all steps.
-        how: `"smooth"` (from all observed frames) or `"filter"` (from those up to each frame).
+        how: `"smooth"` (from all observed frames) or `"filter"` (from those up to each frame); by
+            default to smooth where the guide can.
         chunk: Sequences, times draws for a step model, that are in memory at once.
         samples: Draws of each sequence, for step models.
         seed: Seed of the draws; None goes on with torch's present state.
@@ -67,6 +68,8 @@ def impute(
         >>> impute(guide, torch.ones(1, 4, 3), mask, how="filter", samples=5).shape
         torch.Size([1, 4, 3])
     """
+    if how is None:
+        how = "filter" if isinstance(guide, FilteringGuide) and guide.online else "smooth"
     if how not in HOW:
         raise ValueError(f"how must be one of {', '.join(HOW)}; got {how!r}")
     if isinstance(guide, FilteringGuide):

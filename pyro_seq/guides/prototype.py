@@ -15,6 +15,8 @@ from pyro_seq.ops.trees import leaves
 
 __all__ = ["Prototype", "flat", "prototype"]
 
+BATCH = 7  # seldom the size of a latent, which would hide that .to_event is missing
+
 
 class Prototype(NamedTuple):
     """The latents and the sizes of a step model.
@@ -43,14 +45,14 @@ def prototype(model: StepModel) -> Prototype:
     Raises:
         ValueError: When a latent has no reparametrised prior, or there is no latent or no frame.
     """
-    batch = Size((2,))
+    batch = Size((BATCH,))
     devices = {p.device for p in model.parameters() if p.is_cuda}
     with torch.no_grad(), torch.random.fork_rng(sorted(d.index for d in devices)):
         state = model.initial_state(batch)
         like = next(leaves(state), torch.zeros(()))
-        u = like.new_zeros(2, model.controls) if model.controls else None
+        u = like.new_zeros(BATCH, model.controls) if model.controls else None
         control = () if u is None else (u,)
-        plate = pyro.plate("sequences", 2, dim=-1)
+        plate = pyro.plate("sequences", BATCH, dim=-1)
         with pyro.poutine.block(), plate, observe(None) as observed, explaining(None, u):
             model.step(state, None, *control)
         frame = observed.frame

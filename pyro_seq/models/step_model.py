@@ -195,8 +195,11 @@ class StepModel(PyroModule):
             )
 
     def check(self, x: Tensor | None, mask: Tensor | None, controls: Tensor | None) -> None:
-        """Raises a ValueError that names the argument whose shape does not fit."""
+        """Raises a ValueError that names the argument whose shape or values do not fit."""
         check_sequences(x, mask, controls, self.controls)
+        if x is not None and is_validation_enabled():
+            bounds = (getattr(part, "frame_bounds", None) for part in self.modules())
+            check_values(x, mask, controls, next((b for b in bounds if b is not None), None))
 
 
 class SplitState(NamedTuple):
@@ -375,10 +378,28 @@ def check_sequences(
             f"controls must have the size of the model's attribute controls, {size}; got "
             + ("none" if controls is None else f"shape {tuple(controls.shape)}")
         )
-    if x is not None and is_validation_enabled():
-        seen = x if mask is None else x[mask]
-        if not torch.isfinite(seen).all():
+
+
+def check_values(
+    x: Tensor, mask: Tensor | None, controls: Tensor | None, bounds: tuple[float, float] | None
+) -> None:
+    """Raises a ValueError when an observed frame or a control cannot be scored or read."""
+    seen = x if mask is None else x[mask]
+    if not torch.isfinite(seen).all():
+        raise ValueError(
+            "x must be finite where it is observed; got NaN or infinity. "
+            "Set mask False for missing frames"
+        )
+    if bounds is not None and seen.numel():
+        low, high = float(seen.min()), float(seen.max())
+        if low < bounds[0] or high > bounds[1]:
             raise ValueError(
-                "x must be finite where it is observed; got NaN or infinity. "
-                "Set mask False for missing frames"
+                f"x must lie between {bounds[0]:g} and {bounds[1]:g} for Bernoulli frames; got "
+                f"values between {low:.3g} and {high:.3g}. Scale the frames, or use "
+                "emission='normal'"
             )
+    if controls is not None and not torch.isfinite(controls).all():
+        raise ValueError(
+            "controls must be finite at every step, also where the frame is missing; got NaN or "
+            "infinity. Give zeros at padding"
+        )

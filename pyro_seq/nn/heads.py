@@ -84,12 +84,17 @@ class WindowHead(nn.Module):
 
 
 class BernoulliHead(nn.Module):
-    """Independent binary values.
+    """Independent binary values, or greys between 0 and 1.
 
     Args:
         features: Size of the features.
         shape: Event shape, or the size of a vector.
+
+    Attributes:
+        frame_bounds: Between which values frames must lie; models check it.
     """
+
+    frame_bounds = (0.0, 1.0)
 
     def __init__(self, features: int, shape: int | Sequence[int]) -> None:
         super().__init__()

@@ -53,6 +53,7 @@ class PixelHead(nn.Module):
                 f"got emission {emission!r} with {options}"
             )
         self.emission = emission
+        self.frame_bounds = (0.0, 1.0) if emission == "bernoulli" else None
         self.log_scales = log_scales
         self.options = options
         self.maps = MAPS[emission]

@@ -104,6 +104,8 @@ def filled(case: ModelCase, fill: float) -> ModelCase:
 def gradients(total: Tensor, module: torch.nn.Module) -> dict[str, Tensor]:
     """Return the gradient of a scalar for each parameter that it depends on, by name."""
     named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if not named or not total.requires_grad:
+        return {}
     grads = torch.autograd.grad(total, list(named.values()), allow_unused=True)
     return {name: g for name, g in zip(named, grads, strict=True) if g is not None}
 

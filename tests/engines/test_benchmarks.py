@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks import ladders
-from pyro_seq.engines import occluded_digits
+from pyro_seq.engines.presets import occluded_digits
 from pyro_seq.nn import ConvLSTM
 
 TINY = ladders.Size(batch=2, time=3, channels=2, side=6)

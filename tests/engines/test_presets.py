@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_seq.engines import (
+from pyro_seq.engines import RLadder
+from pyro_seq.engines.presets import (
     ABLATIONS,
-    RLadder,
     grouped_shapes,
     occluded_digits,
     occluded_mnist,

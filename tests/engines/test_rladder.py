@@ -114,10 +114,11 @@ def test_an_encoder_alone_has_no_decoder_and_no_links() -> None:
     )
 
 
-def test_one_row_without_a_cell_has_no_decoder_to_read() -> None:
+def test_the_decoder_of_one_row_without_a_cell_is_its_output() -> None:
     ladder = RLadder((7,), [LinearRow(5, cell="none")], d2e="all")
     output, state = ladder(torch.randn(2, 3, 7))
-    assert output.e[-1].shape == (2, 3, 5) and not output.d and not state.d
+    assert torch.equal(output.d[0], output.e[1]) and output.prediction is None
+    assert torch.equal(state.d[0], output.e[1][:, -1])
 
 
 def test_a_ladder_can_end_above_the_frame_and_without_classes() -> None:

@@ -236,4 +236,8 @@ def test_guides_impute_in_their_direction() -> None:
     with pytest.raises(TypeError, match="how must be 'smooth' for BackwardSmoother, which reads"):
         impute(smoother, x, mask, how="filter")
     with pytest.raises(TypeError, match="how must be 'filter' for AVF, .*; got 'smooth'"):
-        impute(AVF(model, hidden=4), x, mask)
+        impute(AVF(model, hidden=4), x, mask, how="smooth")
+    guide = AVF(model, hidden=4)
+    for one, how in ((smoother, "smooth"), (guide, "filter")):  # by default as the guide can
+        named = impute(one, x, mask, how=how, samples=2, seed=0)
+        assert torch.equal(impute(one, x, mask, samples=2, seed=0), named)
