@@ -19,11 +19,13 @@ References:
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Size, Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_seq.distributions.parameters import free_parameters, with_parameters
 from pyro_seq.engines.rladder import RLadder
@@ -36,6 +38,7 @@ from pyro_seq.models.auxiliary import auxiliary
 from pyro_seq.models.step_model import StepModel
 from pyro_seq.nn.gaussian_ladder import GaussianLadderCell
 from pyro_seq.nn.mlp import JointMLP
+from pyro_seq.nn.norms import IterationBatchNorm
 from pyro_seq.nn.repeated import RepeatedLinear
 from pyro_seq.ops.trees import map_tensors
 from pyro_seq.plugins import register
@@ -78,7 +81,7 @@ class LadderGuide(FilteringGuide):
         model: Any :class:`~pyro_seq.models.StepModel` with reparametrised latents.
         engine: An engine whose output has the levels of a decoder, `d`, for frames of as many
             values as the model's; by default a dense :class:`~pyro_seq.engines.RLadder` with a
-            level for each latent. It should not normalise over batches: no bound holds then.
+            level for each latent.
         levels: For each latent site in the order of the step the index of its level in `d`; by
             default spread evenly from the top down, without the prediction of a frame; a single
             latent reads the lowest.
@@ -89,6 +92,9 @@ class LadderGuide(FilteringGuide):
         prediction: Weight of the engine's own task beside the bound, the squared error of its
             prediction of the next frame, summed over the frame; see
             :func:`~pyro_seq.models.auxiliary`. It trains the guide and is part of no bound.
+
+    Warns:
+        UserWarning: When the engine normalises over batches: no bound holds in training mode.
 
     Raises:
         TypeError: When the model is no step model.
@@ -225,6 +231,12 @@ class _Reader(nn.Module):
     def __init__(self, engine: Any, known: Prototype, levels: Sequence[int] | None) -> None:  # noqa: ANN401
         super().__init__()
         _check_frame(engine, known.frame_shape)
+        if any(isinstance(part, IterationBatchNorm | _BatchNorm) for part in engine.modules()):
+            warnings.warn(
+                f"{type(engine).__name__} normalises over batches: in training mode sequences "
+                "depend on each other, and no bound holds. Use norm='layer'",
+                stacklevel=4,
+            )
         self.engine = engine
         output = self._try()
         d = getattr(output, "d", ())

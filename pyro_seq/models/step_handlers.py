@@ -98,7 +98,7 @@ class observe(Messenger):  # noqa: N801 - named like Pyro's own handlers
 
 @contextmanager
 def explaining(x_t: Tensor | None, u_t: Tensor | None) -> Iterator[None]:
-    """Adds to an error in a step what an argument that is None means, where that may be why."""
+    """Adds to an error in a step what may be why: an argument None, an event not declared."""
     try:
         yield
     except (AttributeError, TypeError) as error:
@@ -113,6 +113,10 @@ def explaining(x_t: Tensor | None, u_t: Tensor | None) -> Iterator[None]:
                     "u_t is None, since the model has no controls. One that reads u_t sets its "
                     "attribute controls to the size of u"
                 )
+        raise
+    except ValueError as error:
+        if "Shape mismatch inside plate" in str(error):
+            error.add_note("Declare the dimensions of one value with .to_event(n)")
         raise
 
 

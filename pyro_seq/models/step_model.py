@@ -384,7 +384,7 @@ def check_values(
     x: Tensor, mask: Tensor | None, controls: Tensor | None, bounds: tuple[float, float] | None
 ) -> None:
     """Raises a ValueError when an observed frame or a control cannot be scored or read."""
-    seen = x if mask is None else x[mask]
+    seen = x.detach() if mask is None else x.detach()[mask]
     if not torch.isfinite(seen).all():
         raise ValueError(
             "x must be finite where it is observed; got NaN or infinity. "

@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from torch import Size, Tensor, nn
 
-from pyro_seq.engines import ConvRow, LSTMRow, PoolRow, RLadder
+from pyro_seq.engines import ConvRow, LinearRow, LSTMRow, PoolRow, RLadder
 from pyro_seq.guides import LadderGuide
 from pyro_seq.inference import FilteringELBO
 from pyro_seq.inference.filtering import filter_sequences
@@ -253,6 +253,13 @@ def test_training_closes_most_of_the_gap_to_the_exact_evidence(backward: bool) -
         bound(x).backward()
         optimizer.step()
     assert 0 < gap() < 0.5 * before
+
+
+def test_an_engine_that_mixes_sequences_is_warned_of() -> None:
+    model = HierarchicalTemporalModel(4, latents=[2, 2], hidden=4)
+    rows = [LinearRow(4, cell="none"), LSTMRow(3)]
+    with pytest.warns(UserWarning, match="RLadder normalises over batches"):
+        LadderGuide(model, RLadder((4,), rows, norm="batch"))
 
 
 def test_bad_options_are_named() -> None:

@@ -67,9 +67,10 @@ class TwinDMM(Twin):
     def step(self, state: State, x_t: Tensor | None, u_t: Tensor | None = None) -> State:
         parts: Any = self.parts
         inputs = torch.cat([state.z] if u_t is None else [state.z, u_t], -1)
-        gate, proposal = parts.gate(inputs).sigmoid(), parts.proposal(inputs)
-        loc = (1 - gate) * parts.linear(state.z) + gate * proposal
-        scale = nn.functional.softplus(parts.scale(proposal.relu())) + 1e-4
+        own = parts.dynamics
+        gate, proposal = own.gate(inputs).sigmoid(), own.proposal(inputs)
+        loc = (1 - gate) * own.linear(state.z) + gate * proposal
+        scale = nn.functional.softplus(own.scale(proposal.relu())) + 1e-4
         z = pyro.sample("z", dist.Normal(loc, scale).to_event(1))
         pyro.sample("x", bernoulli(parts.emit[-1], parts.emit[:-1](z)), obs=x_t)
         return self.State(z)

@@ -52,24 +52,6 @@ def test_the_transition_begins_as_the_identity() -> None:
     torch.testing.assert_close(recorder.trace.nodes["z"]["fn"].mean, state.z)
 
 
-def test_the_transition_is_the_papers() -> None:
-    model, z, u = DMM(3, latent=2, hidden=5, controls=1), torch.randn(4, 2), torch.randn(4, 1)
-    weights = model.dynamics.state_dict()
-
-    def dense(name: str, inputs: torch.Tensor) -> torch.Tensor:
-        return inputs @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
-
-    inputs = torch.cat([z, u], 1)
-    g = 1 / (1 + (-dense("gate.2", dense("gate.0", inputs).clamp(min=0))).exp())
-    h = dense("proposal.2", dense("proposal.0", inputs).clamp(min=0))
-    with poutine.trace() as recorder:
-        model.latents(model.State(z), u)
-    prior = recorder.trace.nodes["z"]["fn"]
-    torch.testing.assert_close(prior.mean, (1 - g) * dense("linear", z) + g * h)
-    spread = (1 + dense("scale", h.clamp(min=0)).exp()).log()
-    torch.testing.assert_close(prior.stddev, spread, rtol=0, atol=2e-4)
-
-
 def test_presets_are_the_papers_sizes() -> None:
     model = DMM.preset("midi")
     assert model.dynamics.linear.weight.shape == (100, 100)

@@ -17,7 +17,7 @@ from torch import Size, Tensor, nn
 from pyro_seq.guides import AVF, BackwardSmoother, Bootstrap, NeuralFilter, VariationalEM
 from pyro_seq.inference import FilteringELBO
 from pyro_seq.inference.filtering import filter_sequences
-from pyro_seq.models import DMM, SplitStepModel, StepModel
+from pyro_seq.models import DMM, SRNN, SplitStepModel, StepModel
 from pyro_seq.ops.trees import leaves
 from pyro_seq.training import SequenceLoss
 from tests.models.step_models import BATCH, FRAME, MAKERS, TIME, TWINS, data, make
@@ -443,3 +443,18 @@ def test_a_split_model_says_what_is_missing() -> None:
 
     with pytest.raises(NotImplementedError):
         Unfinished()(torch.zeros(2, 3, 2))
+
+
+def test_values_that_cannot_be_scored_are_named() -> None:
+    model = SRNN(3, latent=2, hidden=4, prior=[4], decoder=[4])
+    x, mask = torch.rand(2, 4, 3), torch.ones(2, 4, dtype=torch.bool)
+    x[0, 1], mask[0, 1] = 7.0, False  # missing: never looked at
+    model(x, mask)
+    with pytest.raises(ValueError, match=r"between 0 and 1 for Bernoulli frames; got .* 7\. Sc"):
+        model(x)
+    DMM(3, latent=2, emission="normal")(x)
+    controlled = DMM(3, latent=2, controls=1)
+    u = torch.zeros(2, 4, 1)
+    u[0, 1] = torch.nan
+    with pytest.raises(ValueError, match="controls must be finite at every step, also where"):
+        controlled(x, mask, u)

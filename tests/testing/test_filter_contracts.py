@@ -59,6 +59,6 @@ def test_every_contract_has_a_pair_that_breaks_it() -> None:
 def test_other_guides_are_refused(x: Tensor) -> None:
     with pytest.raises(ContractError, match="expected a pyro_seq.guides.FilteringGuide, got Toy"):
         check_filtering_guide(ToyModel, ToyGuide, x)
-    other = DMM(2, latent=1)
+    other, x = DMM(2, latent=1), x.sigmoid()
     with pytest.raises(ContractError, match="guide.model is not the model it was made for"):
         check_filtering_guide(lambda: DMM(2, latent=1), lambda model: ToyFilter(other), x)
