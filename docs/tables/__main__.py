@@ -36,7 +36,9 @@ def tables(folder: Path = RESULTS) -> dict[str, str]:
         ),
     }
     for name in ("jsb", "nottingham", "muse", "piano"):
-        own = {k: v for k, v in runs.items() if re.fullmatch(rf"avf_music_{name}_seed\d+", k)}
+        own = {
+            k: v for k, v in runs.items() if re.fullmatch(rf"avf_music_{name}(_vfem)?_seed\d+", k)
+        }
         if own:
             made[f"avf_music_{name}.md"] = music([*own.values()])
         if own and name == "jsb":
