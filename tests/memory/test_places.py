@@ -46,5 +46,6 @@ def test_a_map_is_learnt_by_place(phases: int, least: float, most: float) -> Non
     loader = FreshLoader(partial(walks, 32), batches=400, seed=0)
     fit(loss, loader, epochs=1, optimizer=optimizer, clip_norm=10.0)
     test = walks(128, seed=1)
-    ratio = recall_ratio(free_energy(model, guide, test.batch, seed=0), test.recalled, test.before)
+    energy = free_energy(model, guide, test.batch, seed=0)
+    ratio = recall_ratio(energy, recalled=test.recalled, before=test.before)
     assert least < ratio.rho < most
