@@ -39,7 +39,8 @@ __all__ = ["ICM", "ICMState"]
 
 _WAYS = ("content", "after content", "after the last", "the last", "position")
 _START = (0.0, 1.0, 0.0, 0.0, 1.0)
-_PHASES, _PHASE_STRENGTH, _TURN = 16, 4.0, 0.5
+_STRENGTH = 5.0  # alone a look-up must be sharp; beside a place it would drown it
+_PHASES, _STRENGTH_BY_PLACE, _PHASE_STRENGTH, _TURN = 16, 2.0, 4.0, 0.5
 
 
 class ICMState(NamedTuple):
@@ -168,7 +169,8 @@ class ICM(Memory):
         if positions:
             parts["positions"] = (position_hidden,)
             self.places = RepeatedLinear(position_hidden, heads * slots)
-        start: Start = {"queries": 0.0, "strengths": 5.0, "ways": torch.tensor(_START[:ways])}
+        strength = _STRENGTH_BY_PLACE if phases else _STRENGTH
+        start: Start = {"queries": 0.0, "strengths": strength, "ways": torch.tensor(_START[:ways])}
         if phases:
             parts["phase_strengths"] = (heads,)
             start = {**start, "phase_strengths": _PHASE_STRENGTH}
