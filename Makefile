@@ -21,7 +21,7 @@ demo: $(VENV)/.with-plots
 	$(BIN)/python examples/kvae_bouncing_ball.py --preset default --out runs/demo $(ARGS)
 
 test: $(VENV)/.with-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(VENV)/.with-lint
 	$(BIN)/ruff check .

@@ -74,6 +74,7 @@ class Preset(NamedTuple):
         vfem: Options of the guide of Algorithm 1.
         epochs: Passes over the songs, each of `crops_per_song` random crops of a song.
         songs: Songs of each split, None for all.
+        frames: First frames of each song, None for all.
         transpose: Semitones by which training crops are moved at random, from and to.
     """
 
@@ -95,6 +96,7 @@ class Preset(NamedTuple):
     kl_epochs: int = 0
     avf_draws: int = 4
     songs: int | None = None
+    frames: int | None = None
 
 
 DEFAULT = Preset(
@@ -123,7 +125,8 @@ PRESETS = {
         epochs=2,
         batch=8,
         crops_per_song=1,
-        songs=12,
+        songs=6,
+        frames=40,
     ),
     "paper": DEFAULT._replace(
         sizes={"latent": 100, "hidden": 300, "prior": [500], "decoder": [500, 500]},
@@ -265,7 +268,7 @@ def load(args: argparse.Namespace, preset: Preset) -> Data:
         load_polyphonic(args.dataset, split, args.data_dir)
         for split in ("train", "validation", "test")
     )
-    return Data(*(first(split, preset.songs) for split in splits))
+    return Data(*(first(split, preset.songs, preset.frames) for split in splits))
 
 
 def train(

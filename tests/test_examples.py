@@ -6,6 +6,7 @@ import doctest
 import importlib
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -87,18 +88,17 @@ def real(program: str, folder: str, wanted: set[str]) -> Any:  # noqa: ANN401
         pytest.param("gtmm_rotation", {"icm_rho", "lstm_turn_nearer_share", "copy_error"}),
     ],
 )
-def test_filters(program: str, wanted: set[str], tmp_path: Path) -> None:
+def test_filters(
+    program: str, wanted: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The smoke preset ends, and writes metrics, comparison, a figure and a checkpoint."""
     name, *options = program.split()
-    command = [sys.executable, f"examples/{name}.py", *options, "--preset", "smoke"]
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
+    path = ROOT / "examples" / f"{name}.py"
+    monkeypatch.syspath_prepend(path.parent)
+    monkeypatch.setattr(
+        sys, "argv", [str(path), *options, "--preset", "smoke", "--out", str(tmp_path)]
     )
-    assert done.returncode == 0, done.stderr
+    runpy.run_path(str(path), run_name="__main__")
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert wanted | {"config"} <= metrics.keys()
     written = {path.name for path in tmp_path.iterdir()}

@@ -20,6 +20,7 @@ from pyro_seq.models import DMM, SRNN, StepModel
 from pyro_seq.models.step_model import SplitStepModel
 from pyro_seq.nn.repeated import RepeatedLinear
 from pyro_seq.ops.trees import leaves
+from tests.operators import Launches
 
 BATCH, TIME, FRAME, LATENT, CONTROL = 4, 6, 5, 3, 2
 
@@ -150,14 +151,13 @@ def test_priors_after_the_loop(name: str, filtering: str, particles: int | None)
     def run(reads_priors: bool) -> tuple[Filtered, list[Tensor], int]:
         guide.reads_priors = reads_priors
         torch.manual_seed(1)
-        with torch.profiler.profile() as profile:
+        with Launches() as launches:
             terms = filter_sequences(guide, x, None, controls, particles=particles, kl_weight=0.5)
-        count = sum(event.count for event in profile.key_averages())
         total = terms.free_energy.square().sum()
         if terms.objective is not None:
             total = total + terms.objective.sum()
         options = {"materialize_grads": True, "allow_unused": True}
-        return terms, list(torch.autograd.grad(total, parameters, **options)), count
+        return terms, list(torch.autograd.grad(total, parameters, **options)), launches.count
 
     # q of a second latent of AVF and variational EM is moved from its prior
     assert guide.reads_priors == (name == "two" and filtering.startswith(("avf", "vfem")))

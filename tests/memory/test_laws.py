@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_seq
 from pyro_seq.memory import DNC, ICM, LRU, NTM, Context, Introspection, Memory
 from pyro_seq.ops.resampling import resampled
 from pyro_seq.ops.trees import leaves, map_tensors
+from tests.operators import Launches
 
 LATENT, BATCH, TIME = 4, 3, 6
 SIZES: dict[str, Any] = {"heads": 2, "hidden": 8}
@@ -237,18 +237,6 @@ def test_nothing_waits_for_the_device(name: str, options: dict[str, Any]) -> Non
     assert z.grad is not None and z.grad.shape == z.shape
     with pytest.raises(RuntimeError, match="meta"):
         z.sum().item()
-
-
-class Launches(TorchDispatchMode):
-    """Counts operators that are no views."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
-        self.count += not operator.is_view
-        return operator(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_marginal_falls_short_by_the_kl_of_the_product_from_the_joint(masked: bo
         gap = kl_divergence(posterior.marginals(), posterior)
         marginals = posterior.marginals()
         state = model.prior(2, 5, seen, controls).state(a)
-        draws = 4000
+        draws = 400
         z = marginals.sample((draws,))
         short = marginals.log_prob(z) - torch.stack([state.log_prob(one) for one in z])
         assert ((short.mean(0) - gap).abs() < 5 * short.std(0) / draws**0.5).all()
