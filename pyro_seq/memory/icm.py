@@ -1,12 +1,11 @@
 r"""Introspective content memory: past latents, stored as they are, found by likeness or by time.
 
 .. math::
-    \tilde w = \pi_1 w_c + \pi_2 S w_c + \pi_3 S w_{t-1} + \pi_4 w_{t-1} + \pi_5 w_{pos}, \qquad
-    w = \textstyle\sum_i \tilde w_i\; \tilde w^\gamma \Big/ \sum_i \tilde w_i^\gamma, \qquad
+    w = \pi_1 w_c + \pi_2 S w_c + \pi_3 S w_{t-1} + \pi_4 w_{t-1} + \pi_5 w_{pos}, \qquad
     \Psi = [\sigma(g) \circ w V,\, h_t,\, \max w_c]
 
-where S moves weight from each row to the one written next, and :math:`\gamma \geq 1`. With
-controls, what is looked up is also a place, to which the controls have led:
+where S moves weight from each row to the one written next. With controls, what is looked up is
+also a place, to which the controls have led:
 
 .. math::
     \varphi_t = \varphi_{t-1} + W u_t, \qquad
@@ -40,7 +39,6 @@ __all__ = ["ICM", "ICMState"]
 
 _WAYS = ("content", "after content", "after the last", "the last", "position")
 _START = (0.0, 1.0, 0.0, 0.0, 1.0)
-_GATE, _POWER = 3.0, 1.0
 _STRENGTH = 5.0  # alone a look-up must be sharp; beside a place it would drown it
 _PHASES, _STRENGTH_BY_PLACE, _PHASE_STRENGTH, _TURN = 16, 2.0, 4.0, 0.5
 
@@ -82,7 +80,6 @@ class _Step(NamedTuple):
     here: Tensor
     written: Tensor
     ways: Tensor
-    powers: Tensor
     positions: Tensor | None
 
 
@@ -168,18 +165,12 @@ class ICM(Memory):
             "strengths": (heads,),
             "gates": (heads, latent),
             "ways": (heads, ways),
-            "powers": (heads,),
         }
         if positions:
             parts["positions"] = (position_hidden,)
             self.places = RepeatedLinear(position_hidden, heads * slots)
-        start: Start = {
-            "queries": 0.0,
-            "strengths": _STRENGTH_BY_PLACE if phases else _STRENGTH,
-            "gates": _GATE,
-            "ways": torch.tensor(_START[:ways]),
-            "powers": _POWER,
-        }
+        strength = _STRENGTH_BY_PLACE if phases else _STRENGTH
+        start: Start = {"queries": 0.0, "strengths": strength, "ways": torch.tensor(_START[:ways])}
         if phases:
             parts["phase_strengths"] = (heads,)
             start = {**start, "phase_strengths": _PHASE_STRENGTH}
@@ -263,7 +254,6 @@ class ICM(Memory):
             slots == slot.unsqueeze(-1),
             slots <= state.steps.unsqueeze(-1),
             parts["ways"].softmax(-1),
-            addressing.oneplus(parts["powers"]),
             positions,
         )
 
@@ -282,12 +272,7 @@ def _dense(step: _Step, state: ICMState) -> tuple[Tensor, Tensor]:
     if step.positions is not None:
         ways.append(torch.where(step.written.unsqueeze(-2), step.positions, 0))
     weights = (step.ways.unsqueeze(-1) * torch.stack(ways, -2)).sum(-2)
-    return _sharpen(weights, step.powers), content.amax(-1)
-
-
-def _sharpen(weights: Tensor, powers: Tensor) -> Tensor:
-    """Sharpened, with the sum that they had: what the null row takes is not given back."""
-    return weights.sum(-1, keepdim=True) * addressing.sharpen(weights, powers)
+    return weights, content.amax(-1)
 
 
 def _sparse(step: _Step, state: ICMState, count: int) -> tuple[Sparse, Tensor]:
@@ -304,5 +289,6 @@ def _sparse(step: _Step, state: ICMState, count: int) -> tuple[Sparse, Tensor]:
         index.append(places)
         weights.append(placed)
     weighed = (torch.stack(weights, -2) * step.ways.unsqueeze(-1)).flatten(-2)
-    found = addressing.largest(Sparse(torch.cat(index, -1), weighed), count)
-    return found._replace(weights=_sharpen(found.weights, step.powers)), content.weights.amax(-1)
+    return addressing.largest(Sparse(torch.cat(index, -1), weighed), count), (
+        content.weights.amax(-1)
+    )

@@ -270,12 +270,6 @@ def introspection(memory: Any, latents: list[Vector]) -> list[tuple[Vector, list
     return steps
 
 
-def sharpened(weights: dict[int, float], power: float) -> dict[int, float]:
-    raised = {t: w**power for t, w in weights.items()}
-    scale = sum(weights.values()) / (sum(raised.values()) or 1.0)
-    return {t: scale * w for t, w in raised.items()}
-
-
 def icm(
     memory: Any,  # noqa: ANN401
     latents: list[Vector],
@@ -330,7 +324,6 @@ def icm(
                 position = attend(scores[r])
                 for t in stored:
                     add(t, ways[4] * position[t % slots])
-            total = sharpened(total, 1 + softplus(parts.powers[r]))
             gate = [sigmoid(g) for g in parts.gates[r]]
             found = [
                 sum(w * past[t][0][i] for t, w in total.items()) for i in range(memory.latent)

@@ -240,7 +240,7 @@ def test_nothing_waits_for_the_device(name: str, options: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "most"), [("dnc", 100), ("icm", 84), ("introspection", 30), ("lru", 55), ("ntm", 60)]
+    ("name", "most"), [("dnc", 100), ("icm", 80), ("introspection", 30), ("lru", 55), ("ntm", 60)]
 )
 def test_launches_do_not_grow_with_heads_or_batch(name: str, most: int) -> None:
     def launches(heads: int, batch: int) -> int:
