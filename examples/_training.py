@@ -168,7 +168,7 @@ def learn(
     loss: SequenceLoss,
     optimizer: Optimizer,
     loader: Any,  # noqa: ANN401 - batches with a length
-    validation: Iterable[Batch],
+    validation: Iterable[Batch] | None,
     schedule: Schedule,
     args: argparse.Namespace,
     config: Mapping[str, Any],
