@@ -84,7 +84,7 @@ from pyro_seq.inference import FilteringELBO
 from pyro_seq.models import EngineTasks, GroupMixtureModel
 from pyro_seq.nn import estimate_statistics
 from pyro_seq.ops.trees import map_tensors
-from pyro_seq.training import SequenceLoss
+from pyro_seq.training import AnnealKL, Callback, SequenceLoss, linear
 
 ENGINES = {
     "rtagger": (True, "all"),
@@ -114,7 +114,8 @@ class Preset(NamedTuple):
         clip_norm: Largest norm of the gradients of the cost per pixel.
         evaluated: Test scenes.
         watched: Validation scenes.
-        kl_epochs: Epochs until the divergences have their weight, in the generative form.
+        kl_updates: Updates over which the weight of divergences grows evenly, in the generative
+            form.
     """
 
     size: int
@@ -133,7 +134,7 @@ class Preset(NamedTuple):
     clip_norm: float = 5.0
     evaluated: int = 200
     watched: int = 100
-    kl_epochs: int = 5
+    kl_updates: int = 500
 
 
 SQUARES = Preset(
@@ -377,19 +378,16 @@ def train(
 ) -> float:
     """Train, or go on training; returns seconds."""
     generative = name == "generative"
-    epochs = preset.epochs * (2 if generative and preset.units else 1)
+    epochs = preset.epochs * (2 if generative else 1)
     pixels = preset.size**2 * (preset.iterations if generative else 1)
-    schedule = Schedule(
-        epochs,
-        preset.learning_rate,
-        0.02,
-        clip_norm=preset.clip_norm * pixels,
-        kl_epochs=preset.kl_epochs if generative else 0,
-    )
+    schedule = Schedule(epochs, preset.learning_rate, 0.02, clip_norm=preset.clip_norm * pixels)
+    callbacks: list[Callback] = [watch]
+    if generative:
+        callbacks.append(AnnealKL(trained.loss, linear(preset.kl_updates), per="step"))
     loader = FreshLoader(partial(training_batch, make, preset), preset.batches, seed=args.seed)
     optimizer = torch.optim.Adam(trained.loss.parameters(), preset.learning_rate)
     config = {"dataset": args.dataset, "norm": args.norm, **preset._asdict()}
-    return learn(name, trained.loss, optimizer, loader, None, schedule, args, config, [watch])
+    return learn(name, trained.loss, optimizer, loader, None, schedule, args, config, callbacks)
 
 
 @torch.no_grad()

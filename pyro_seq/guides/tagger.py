@@ -46,14 +46,14 @@ class TaggerGuide(FilteringGuide):
 
     At each iteration the ladder of every group reads the frame, its z and m, and what they leave
     unexplained; its highest level gives a message to its :math:`h_k`, combined by precision with
-    the prior. A draw of h, decoded by the model, is the z and m of the next iteration; those of
-    the first come from a draw of the prior, which is what the model foretells and what makes the
-    groups differ.
+    the prior. A draw of h, decoded by the model, is the z and m of the next iteration. The first
+    one begins, at the first frame that is seen, with the mean of the data and random shares, which
+    make the groups differ, and at later frames with a draw of the prior: what the model foretells.
 
-    The draws of the prior and of the earlier iterations are random numbers that the guide draws
-    for itself: for any of them the last q is a density, so that the bound holds. While training,
-    the free energies of the earlier iterations count too, beside the bound and as part of none:
-    all iterations learn to end well.
+    The random shares and the draws before the last iteration are random numbers that the guide
+    draws for itself: for any of them the last q is a density, so that the bound holds. While
+    training, the free energies of the earlier iterations count too, beside the bound and as part
+    of none: all iterations learn to end well.
 
     The ladder of the default engine has no recurrent rows. They may be given, and then remember
     earlier iterations and frames.
@@ -112,16 +112,28 @@ class TaggerGuide(FilteringGuide):
 
     def infer(self, context: StepContext, state: RLadderState) -> Inference:
         """Several iterations on one frame; q is that of the last."""
-        frame, ladder, costs = context.frame, state, []
-        choose: Choose = _prior
-        for _ in range(self.iterations):
+        costs = []
+        choose, ladder = self._look(context, self._start(context, state))
+        for _ in range(self.iterations - 1):
             energy = context.evaluate(choose)
             costs.append(energy.total)
-            said, ladder = self.engine.look(_decoded(energy.emission, ladder), frame.x)
-            choose = self._posterior(said.e[-1].flatten(len(context.batch_shape) + 1))
-        if frame.seen is not None:
-            ladder = _where(frame.seen, ladder, state)
-        return Inference(choose, ladder, self._objective(context, costs[1:]))
+            choose, ladder = self._look(context, _decoded(energy.emission, ladder))
+        if context.frame.seen is not None:
+            ladder = _where(context.frame.seen, ladder, state)
+        return Inference(choose, ladder, self._objective(context, costs))
+
+    @torch.no_grad()
+    def _start(self, context: StepContext, ladder: RLadderState) -> RTaggerState:
+        """What the model foretells; before any frame was seen the mean, and random shares."""
+        first = self.engine.initial_state(context.batch_shape)._replace(ladder=ladder)
+        foretold = _decoded(context.evaluate(_prior).emission, ladder)
+        seen = (ladder.iteration > 0).any(-1)
+        return _where(seen, foretold, first)
+
+    def _look(self, context: StepContext, known: RTaggerState) -> tuple[Choose, RLadderState]:
+        """One iteration: from the site of h to its q, and the state of the ladders."""
+        said, ladder = self.engine.look(known, context.frame.x)
+        return self._posterior(said.e[-1].flatten(len(context.batch_shape) + 1)), ladder
 
     def _posterior(self, features: Tensor) -> Choose:
         """From the site of h to its q, given what the ladders say `(*batch, groups, units)`."""
@@ -159,8 +171,8 @@ def _decoded(emission: Any, ladder: Any) -> RTaggerState:  # noqa: ANN401
     return RTaggerState(values.mean, shown, emission.log_m, ladder)
 
 
-def _where(seen: Tensor, after: RLadderState, before: RLadderState) -> RLadderState:
-    """The state after a frame where it was seen, else that before."""
+def _where(seen: Tensor, after: Any, before: Any) -> Any:  # noqa: ANN401
+    """One state where a frame was seen, else another one."""
 
     def choose(new: Tensor, old: Tensor) -> Tensor:
         return torch.where(seen.reshape(*seen.shape, *(1,) * (new.dim() - seen.dim())), new, old)
