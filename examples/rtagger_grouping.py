@@ -110,7 +110,8 @@ class Preset(NamedTuple):
         iterations: On a still picture.
         time: Frames of a sequence.
         batches: Batches of an epoch.
-        learning_rate: Largest rate, after a warm-up; it falls as a cosine.
+        learning_rate: Largest rate, after a warm-up.
+        hold: Share of all updates at that rate, before it falls as a cosine.
         clip_norm: Largest norm of the gradients of the cost per pixel.
         evaluated: Test scenes.
         watched: Validation scenes.
@@ -131,6 +132,7 @@ class Preset(NamedTuple):
     epochs: int
     batches: int
     learning_rate: float
+    hold: float = 0.6
     clip_norm: float = 5.0
     evaluated: int = 200
     watched: int = 100
@@ -380,7 +382,9 @@ def train(
     generative = name == "generative"
     epochs = preset.epochs * (2 if generative else 1)
     pixels = preset.size**2 * (preset.iterations if generative else 1)
-    schedule = Schedule(epochs, preset.learning_rate, 0.02, clip_norm=preset.clip_norm * pixels)
+    clip = preset.clip_norm * pixels
+    rate = preset.learning_rate
+    schedule = Schedule(epochs, rate, 0.02, clip_norm=clip, hold=preset.hold)
     callbacks: list[Callback] = [watch]
     if generative:
         callbacks.append(AnnealKL(trained.loss, linear(preset.kl_updates), per="step"))
