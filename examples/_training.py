@@ -66,6 +66,7 @@ class Schedule(NamedTuple):
         model_rate: Peak rate of the model's parameters.
         clip_norm: Largest norm of all gradients together.
         kl_epochs: Epochs over which the weight of the KL terms grows to 1.
+        hold: Share of all steps at the peak rate, before it falls.
     """
 
     epochs: int
@@ -74,6 +75,7 @@ class Schedule(NamedTuple):
     model_rate: float | None = None
     clip_norm: float = 100.0
     kl_epochs: int = 0
+    hold: float = 0.0
 
 
 class Units(NamedTuple):
@@ -168,7 +170,7 @@ def learn(
     loss: SequenceLoss,
     optimizer: Optimizer,
     loader: Any,  # noqa: ANN401 - batches with a length
-    validation: Iterable[Batch],
+    validation: Iterable[Batch] | None,
     schedule: Schedule,
     args: argparse.Namespace,
     config: Mapping[str, Any],
@@ -177,7 +179,8 @@ def learn(
     """:func:`train` with a loss and an optimizer of one's own."""
     total = schedule.epochs * len(loader)
     warmup = min(50, total // 10)
-    rates = warmup_cosine(optimizer, total, warmup=warmup, final=schedule.final_rate)
+    hold = int(schedule.hold * total)
+    rates = warmup_cosine(optimizer, total, warmup=warmup, hold=hold, final=schedule.final_rate)
     annealing = [AnnealKL(loss, quadratic(schedule.kl_epochs))] if schedule.kl_epochs else []
     print(f"\nTraining {name}: {schedule.epochs} epochs of {len(loader)} steps", flush=True)
     folder = args.out / "checkpoint" / name

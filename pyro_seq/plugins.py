@@ -32,6 +32,7 @@ Part = TypeVar("Part", bound=Callable[..., Any])
 _BUILTIN: dict[str, dict[str, str]] = {
     "models": {
         "dmm": "pyro_seq.models.dmm",
+        "group_mixture": "pyro_seq.models.group_mixture",
         "gtmm": "pyro_seq.models.gtmm",
         "hierarchical": "pyro_seq.models.hierarchical",
         "kvae": "pyro_seq.models.kvae",
@@ -46,6 +47,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "kalman": "pyro_seq.guides.kalman",
         "ladder": "pyro_seq.guides.ladder",
         "smoother": "pyro_seq.guides.smoother",
+        "tagger": "pyro_seq.guides.tagger",
         "vfem": "pyro_seq.guides.vfem",
     },
     "memories": {

@@ -80,6 +80,7 @@ SMALL_GTMM = {
     "decoder": [5],
     "memory_options": {"slots": 4, "heads": 1, "hidden": 4},
 }
+SMALL_GROUPS = {"groups": 2, "latent": 2, "decoder": [5]}
 SMALL_SVG = {"latent": 2, "features": 4, "hidden": 4, "channels": (3, 4)}
 SETTINGS = {
     "kvae": {
@@ -146,6 +147,19 @@ SETTINGS = {
                 "memory_options": {"frame_features": 36, "hidden": 4},
                 "encoder": FlatFrames(),
             },
+        ),
+    },
+    "group_mixture": {
+        "binary": Setting(
+            "group_mixture",
+            {"filter": {"hidden": 8}, "tagger": {"units": [8, 4]}},
+            SMALL_GROUPS,
+        ),
+        "gaussian": Setting(
+            "group_mixture",
+            {"tagger": {"units": [6], "iterations": 2}},
+            SMALL_GROUPS | {"pixels": "gaussian", "transition": "gated", "hidden": 4},
+            binary=False,
         ),
     },
     "svg": {

@@ -85,6 +85,11 @@ def real(program: str, folder: str, wanted: set[str]) -> Any:  # noqa: ANN401
             "mnist",
             {"rho", "last_frame_kl", "recall_accuracy", "generated_recall", "generated_agreement"},
         ),
+        pytest.param(
+            "rtagger_grouping --engine rtagger generative",
+            {"rtagger_ami_1", "generative_ari_final", "generative_elbo_per_scene"}
+            | {"generative_responsibilities_ami_final", "baseline_k_means_2_ami_se"},
+        ),
         pytest.param("gtmm_rotation", {"icm_rho", "lstm_turn_nearer_share", "copy_error"}),
     ],
 )

@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 
 from filters import iterations, iterations_of_video, music, music_levers, pendulum, speech, video
+from groupings import groupings, without_learning
 from kvae import box, environments, levers, pairs, starts
 from memories import recall, turns, walks
 from speed import bench, bench_filters, bench_memory, bench_memory_pairs, bench_online, bench_step
@@ -63,6 +64,10 @@ def tables(folder: Path = RESULTS) -> dict[str, str]:
         own = {k: v for k, v in runs.items() if re.fullmatch(rf"gtmm_{frames}_\w+_seed\d+", k)}
         if own:
             made[f"gtmm_{frames}.md"] = recall([*own.values()])
+    own = {k: v for k, v in runs.items() if re.fullmatch(r"grouping_\w+_seed\d+", k)}
+    if own:
+        made["grouping.md"] = groupings([*own.values()])
+        made["grouping_baselines.md"] = without_learning([*own.values()])
     if "bench" in runs:
         made["bench.md"] = bench(runs["bench"])
         made["bench_step.md"] = bench_step(runs["bench"])

@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import pyro.distributions as dist
 import torch
 from torch import Size, Tensor, nn
-from torch.nn import functional
 
+from pyro_seq.distributions.group_mixture import GroupMixture
 from pyro_seq.engines.base import Engine, stack_over_time
 from pyro_seq.engines.rladder import RLadder, RLadderOutput, RLadderState
 from pyro_seq.engines.rows import Row, SoftMaxRow, feed_forward
@@ -118,6 +119,9 @@ class RTagger(Engine):
         mean: Of the data; what z begins with, and what the bias of its readout begins with, so
             that masks need not account for intensities.
         readout_norm: Whether the readouts are normalised, as in the paper.
+        readouts: False for one whose z and m come from elsewhere, as in a
+            :class:`~pyro_seq.guides.TaggerGuide` from a model. Its ladder has no decoder, and it
+            can :meth:`look` but takes no step by itself.
         norm: See :class:`RLadder`; ``batch`` counts groups as samples.
         iterations: For how many iterations batch statistics are kept apart.
         d2e: See :class:`RLadder`.
@@ -146,6 +150,7 @@ class RTagger(Engine):
         noise: float = 0.2,
         mean: float = 0.5,
         readout_norm: bool = False,
+        readouts: bool = True,
         norm: str = "batch",
         iterations: int = 8,
         d2e: str = "all",
@@ -160,21 +165,24 @@ class RTagger(Engine):
         bare[:1] = [replace(r, cell="none") for r in bare[:1] if isinstance(r, Row)]
         self.ladder = RLadder(
             (2 * channels + 2, *space), bare, d2e=d2e, d2e_init=d2e_init, norm=norm,
-            iterations=iterations, stable=stable,
+            iterations=iterations, stable=stable, decoder=readouts,
         )  # fmt: skip
         self.groups, self.pixels, self.noise, self.mean = groups, pixels, noise, mean
+        self.readouts = readouts
+        self.variance = nn.Parameter(torch.ones(1)) if pixels == "gaussian" else None
+        if not readouts:
+            return
         first, lowest = self.ladder.rows[0], self.ladder.shapes[1]
         norms = ("batch" if norm == "batch" else "layer") if readout_norm else "none"
         self.read_z = _Readout(lowest, frame_shape, first, norms, iterations)
         self.read_m = _Readout(lowest, (1, *space), first, norms, iterations)
         start = math.log(mean / (1 - mean)) if pixels == "bernoulli" else mean
         self.bias_z = nn.Parameter(torch.full((1,), start))
-        self.variance = nn.Parameter(torch.ones(1)) if pixels == "gaussian" else None
 
     def initial_state(self, batch_shape: Size) -> RTaggerState:
         """Means of the data, and random shares, which make the groups differ."""
         shape = (*batch_shape, self.groups)
-        z = self.bias_z.new_full((*shape, *self.frame_shape), self.mean)
+        z = next(self.parameters()).new_full((*shape, *self.frame_shape), self.mean)
         shares = torch.randn(*shape, 1, *self.frame_shape[1:], dtype=z.dtype, device=z.device)
         log_m = shares.log_softmax(self._group)
         return RTaggerState(z, z, log_m, self.ladder.initial_state(Size(shape)))
@@ -187,9 +195,9 @@ class RTagger(Engine):
             x_t: `(*batch, *frame)`; a corrupted picture, or the next frame.
         """
         batch = self.check_frames(x_t)
-        parts = self._inputs(state, x_t.unsqueeze(self._group))
-        inputs = torch.cat(parts, -len(self.frame_shape))
-        said, ladder = self.ladder.step(state.ladder, inputs)
+        if not self.readouts:
+            raise TypeError("step needs readouts; this tagger has readouts=False, use look")
+        said, ladder = self.look(state, x_t)
         lowest = said.d[0].flatten(0, len(batch))
         iteration = state.ladder.iteration.flatten()
         shape = (*batch, self.groups)
@@ -200,6 +208,20 @@ class RTagger(Engine):
         classes = None if said.logits is None else _class_log_probs(said.logits)
         output = RTaggerOutput(m, z, log_m, raw_z, (m * z).sum(self._group), classes, said)
         return output, RTaggerState(z, raw_z, log_m, ladder)
+
+    def look(self, state: RTaggerState, x_t: Tensor) -> tuple[RLadderOutput, RLadderState]:
+        """The ladders of all groups read the frame, and what is known of it.
+
+        Args:
+            state: The state before.
+            x_t: `(*batch, *frame)`.
+
+        Returns:
+            What the ladders say, `(*batch, groups, ...)`, and their state after it.
+        """
+        self.check_frames(x_t)
+        parts = self._inputs(state, x_t.unsqueeze(self._group))
+        return self.ladder.step(state.ladder, torch.cat(parts, -len(self.frame_shape)))
 
     def denoise(
         self,
@@ -290,16 +312,22 @@ class RTagger(Engine):
         Returns:
             `(*batch,)`.
         """
-        x = target.unsqueeze(self._group)
+        pixels = math.prod(self.frame_shape[1:])
+        return -self.emission(output).log_prob(target) / pixels
+
+    def emission(self, output: RTaggerOutput) -> GroupMixture:
+        """The mixture that z and m are, a distribution of frames.
+
+        Args:
+            output: Of any number of steps.
+        """
+        values: Any
         if self.variance is None:
-            log_p = x * functional.logsigmoid(output.raw_z)
-            log_p = log_p + (1 - x) * functional.logsigmoid(-output.raw_z)
+            values = dist.Bernoulli(logits=output.raw_z, validate_args=False)
         else:
-            v = self.pixel_variance()
-            log_p = -0.5 * ((2 * math.pi * v).log() + (x - output.z).square() / v)
-        channel = -len(self.frame_shape)
-        log_p = log_p.sum(channel, keepdim=True) + output.log_m
-        return -log_p.logsumexp(self._group).flatten(channel).mean(-1)
+            scale = self.pixel_variance().sqrt()
+            values = dist.Normal(output.z, scale, validate_args=False)
+        return GroupMixture(output.log_m, values, len(self.frame_shape), validate_args=False)
 
     def pixel_variance(self) -> Tensor:
         r""":math:`v = \exp(\mathrm{asinh}(a))`, of Gaussian pixels; trained."""

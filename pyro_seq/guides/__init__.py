@@ -9,10 +9,12 @@ from pyro_seq.guides.filtering import FilteringGuide, FilterState, Inference, St
 from pyro_seq.guides.kalman import KalmanGuide, KalmanUpdate, Trajectory
 from pyro_seq.guides.ladder import LadderGuide
 from pyro_seq.guides.neural_filter import NeuralFilter
+from pyro_seq.guides.no_latents import NoLatents
 from pyro_seq.guides.online import OnlineFilter
 from pyro_seq.guides.sites import LatentSite
 from pyro_seq.guides.smoother import BackwardSmoother
 from pyro_seq.guides.streams import FilterUpdate, OnlineGuide, OnlineState
+from pyro_seq.guides.tagger import TaggerGuide
 from pyro_seq.guides.vfem import VariationalEM
 
 __all__ = [
@@ -30,11 +32,13 @@ __all__ = [
     "LatentSite",
     "LocalEnergy",
     "NeuralFilter",
+    "NoLatents",
     "OnlineFilter",
     "OnlineGuide",
     "OnlineState",
     "Step",
     "StepContext",
+    "TaggerGuide",
     "Trajectory",
     "VariationalEM",
 ]

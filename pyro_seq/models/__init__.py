@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pyro_seq.models.auxiliary import auxiliary
 from pyro_seq.models.dmm import DMM
+from pyro_seq.models.engine_tasks import EngineTasks, Foretold
+from pyro_seq.models.group_mixture import GroupMixtureModel
 from pyro_seq.models.gtmm import GTMM
 from pyro_seq.models.hierarchical import HierarchicalTemporalModel
 from pyro_seq.models.kvae import KVAE
@@ -16,7 +18,10 @@ from pyro_seq.models.vrnn import VRNN
 
 __all__ = [
     "DMM",
+    "EngineTasks",
+    "Foretold",
     "GTMM",
+    "GroupMixtureModel",
     "HierarchicalTemporalModel",
     "KVAE",
     "MixtureSSM",

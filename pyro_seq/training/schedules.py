@@ -11,31 +11,38 @@ __all__ = ["warmup_cosine", "warmup_exponential"]
 
 
 def warmup_cosine(
-    optimizer: Optimizer, steps: int, *, warmup: int = 0, final: float = 0.0
+    optimizer: Optimizer, steps: int, *, warmup: int = 0, hold: int = 0, final: float = 0.0
 ) -> LambdaLR:
     r"""Linear warm-up, then half a cosine: rate times :math:`f + (1 - f) (1 + \cos \pi s) / 2`.
 
-    Here s runs from 0 after the warm-up to 1 at the last step and f is ``final``.
+    Here s runs from 0, after the warm-up and the steps at the peak rate, to 1 at the last step,
+    and f is ``final``.
 
     Args:
         optimizer: its learning rates are the peak rates.
         steps: number of all steps; afterwards the rate stays at its final value.
         warmup: steps over which the rate grows to its peak; the first step has rate 1/warmup.
+        hold: steps at the peak rate after the warm-up.
         final: last rate as a fraction of the peak.
 
     Returns:
         Schedule to pass to ``fit``.
 
     Raises:
-        ValueError: there are not more steps than the warm-up has.
+        ValueError: there are not more steps than warm-up and hold have.
     """
     if not 0 <= warmup < steps:
         raise ValueError(f"warmup must be at least 0 and less than steps = {steps}, got {warmup}")
+    if not 0 <= hold < steps - warmup:
+        raise ValueError(
+            f"hold must be at least 0 and less than the {steps - warmup} steps left, got {hold}"
+        )
+    start = warmup + hold
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        done = min((step - warmup) / (steps - warmup), 1.0)
+        done = min(max(step - start, 0) / (steps - start), 1.0)
         return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * done))
 
     return LambdaLR(optimizer, factor)

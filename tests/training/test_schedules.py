@@ -38,6 +38,12 @@ def test_warm_up() -> None:
     assert stairs == pytest.approx([1.0] + [2.0] * 4 + [1.0] * 5 + [0.5] * 2)
 
 
+def test_a_rate_that_is_held_falls_later() -> None:
+    found = rates(warmup_cosine(optimizer(), 20, warmup=4, hold=6), 20)
+    assert found[3:10] == pytest.approx([2.0] * 7)
+    assert found[10:] == pytest.approx(rates(warmup_cosine(optimizer(), 10), 10))
+
+
 def test_stairs_equal_torchs() -> None:
     reference = torch.optim.lr_scheduler.StepLR(optimizer(), 3, 0.85)
     assert rates(warmup_exponential(optimizer(), 3), 20) == pytest.approx(rates(reference, 20))
@@ -46,6 +52,8 @@ def test_stairs_equal_torchs() -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="warmup must be at least 0 and less than steps = 5"):
         warmup_cosine(optimizer(), 5, warmup=5)
+    with pytest.raises(ValueError, match="hold must be at least 0 and less than the 3 steps left"):
+        warmup_cosine(optimizer(), 5, warmup=2, hold=3)
     for every, factor in ((0, 0.5), (3, 0.0), (3, 1.5), (3, math.nan)):
         with pytest.raises(ValueError, match="every must be >= 1 and factor in"):
             warmup_exponential(optimizer(), every, factor=factor)
