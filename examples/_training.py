@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from _interface import save_figure, write_json
+from pyro.nn import PyroModule
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -30,6 +31,7 @@ from pyro_seq.training import (
 )
 
 __all__ = [
+    "Nothing",
     "Pair",
     "Schedule",
     "Units",
@@ -54,6 +56,14 @@ class Pair(NamedTuple):
 
     model: Any
     guide: Any
+
+
+class Nothing(PyroModule):
+    """The guide of a model without latents."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, controls: None = None) -> dict:
+        """No sites."""
+        return {}
 
 
 class Schedule(NamedTuple):
@@ -168,7 +178,7 @@ def learn(
     loss: SequenceLoss,
     optimizer: Optimizer,
     loader: Any,  # noqa: ANN401 - batches with a length
-    validation: Iterable[Batch],
+    validation: Iterable[Batch] | None,
     schedule: Schedule,
     args: argparse.Namespace,
     config: Mapping[str, Any],

@@ -30,6 +30,7 @@ import pyro.distributions as dist
 import torch
 from _interface import overridden, parser, pick_device, save_figure
 from _training import (
+    Nothing,
     Pair,
     Schedule,
     draw,
@@ -190,14 +191,6 @@ class RNN(PyroModule):
         """One factor per sequence."""
         with pyro.plate("sequences", len(x), dim=-1):
             pyro.factor("x", self.steps(x, mask).sum(-1))
-
-
-class Nothing(PyroModule):
-    """The guide of a model without latents."""
-
-    def forward(self, x: Tensor, mask: Tensor | None = None, controls: None = None) -> dict:
-        """No sites."""
-        return {}
 
 
 def build(name: str, args: argparse.Namespace, preset: Preset) -> Pair:
