@@ -76,6 +76,7 @@ class Schedule(NamedTuple):
         model_rate: Peak rate of the model's parameters.
         clip_norm: Largest norm of all gradients together.
         kl_epochs: Epochs over which the weight of the KL terms grows to 1.
+        patience: Epochs without a better validation loss after which training ends.
     """
 
     epochs: int
@@ -84,6 +85,7 @@ class Schedule(NamedTuple):
     model_rate: float | None = None
     clip_norm: float = 100.0
     kl_epochs: int = 0
+    patience: int | None = None
 
 
 class Units(NamedTuple):
@@ -204,6 +206,7 @@ def learn(
         resume=args.resume and folder.exists(),
         checkpoint_every=200,
         config={"filter": name, **config},
+        early_stopping=schedule.patience,
         loggers=[CSVLogger(args.out / f"training_{name}.csv")],
         callbacks=[*annealing, *callbacks],
     )

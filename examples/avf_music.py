@@ -29,6 +29,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from _interface import overridden, parser, pick_device, save_figure
+from _music import KEYS, Songs, load_songs, training_crops, validation_crops
 from _training import (
     Nothing,
     Pair,
@@ -36,7 +37,6 @@ from _training import (
     draw,
     exact,
     finish,
-    first,
     learn,
     over_iterations,
     prepare,
@@ -45,8 +45,8 @@ from _training import (
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_seq.data import Batch, SequenceDataset, batches, fixed_crops, random_crops
-from pyro_seq.data.polyphonic import POLYPHONIC, Transpose, load_polyphonic
+from pyro_seq.data import Batch
+from pyro_seq.data.polyphonic import POLYPHONIC
 from pyro_seq.evaluation import FreeEnergy, free_energy
 from pyro_seq.inference import FilteringELBO
 from pyro_seq.nn.activations import ClippedLeakyReLU
@@ -55,7 +55,6 @@ from pyro_seq.plugins import get
 from pyro_seq.training import SequenceLoss
 
 FILTERS = ("baseline", "residual", "vfem", "avf_k1", "avf_k2", "avf_k5", "rnn")
-KEYS = 88
 SILENCE = -3.0
 DRAWS = 5  # of the test songs' latents; the bound is the same, it scatters less
 ACTIVATIONS = {"clipped": ClippedLeakyReLU, "elu": nn.ELU}
@@ -160,14 +159,6 @@ LARGER: dict[str, dict[str, Any]] = {
 LONG = 200  # songs of more frames get no curve over iterations: it would take most of the time
 
 
-class Data(NamedTuple):
-    """The three splits; the validation loss is of fixed crops."""
-
-    train: SequenceDataset
-    validation: SequenceDataset
-    test: SequenceDataset
-
-
 class RNN(PyroModule):
     """The control without latents: an LSTM over the frames, and the decoder on its output."""
 
@@ -227,7 +218,7 @@ def main() -> None:
     prepare(args)
     began = time.perf_counter()
     device = pick_device(args.device)
-    data = load(args, preset)
+    data = load_songs(args, preset.songs)
     trained, seconds = {}, {}
     for name in args.filters:
         trained[name], seconds[name] = train(name, args, preset, data, device)
@@ -252,30 +243,13 @@ def arguments() -> tuple[argparse.Namespace, Preset]:
     return args, overridden(options, preset, args.set)
 
 
-def load(args: argparse.Namespace, preset: Preset) -> Data:
-    """The three splits of the data set."""
-    splits = (
-        load_polyphonic(args.dataset, split, args.data_dir)
-        for split in ("train", "validation", "test")
-    )
-    return Data(*(first(split, preset.songs) for split in splits))
-
-
 def train(
-    name: str, args: argparse.Namespace, preset: Preset, data: Data, device: torch.device
+    name: str, args: argparse.Namespace, preset: Preset, data: Songs, device: torch.device
 ) -> tuple[Pair, float]:
     """Train one filter with its model; the weights of the best validation epoch are kept."""
     pair = build(name, args, preset)
     loss = SequenceLoss(*pair, None if name == "rnn" else FilteringELBO()).to(device)
-    loader = random_crops(
-        data.train,
-        preset.crop,
-        preset.batch,
-        crops_per_sequence=preset.crops_per_song,
-        augment=None if preset.transpose is None else Transpose(*preset.transpose),
-        seed=args.seed,
-    )
-    crops = fixed_crops(data.validation, preset.crop, seed=0, crops_per_sequence=2)
+    loader = training_crops(data, preset, args.seed)
     schedule = Schedule(
         preset.epochs,
         preset.learning_rate,
@@ -285,7 +259,7 @@ def train(
     )
     optimizer = torch.optim.Adam(loss.parameters(), preset.learning_rate)
     config = {"dataset": args.dataset, **preset._asdict()}
-    validation = batches(crops, 256, shuffle=False)
+    validation = validation_crops(data, preset.crop)
     seconds = learn(name, loss, optimizer, loader, validation, schedule, args, config)
     return pair, seconds
 
@@ -300,7 +274,7 @@ def energies(pair: Pair, batch: Batch) -> FreeEnergy:
         return exact(model.steps(batch.x, batch.mask), batch.mask)
 
 
-def evaluate(trained: dict[str, Pair], data: Data, args: argparse.Namespace) -> dict[str, float]:
+def evaluate(trained: dict[str, Pair], data: Songs, args: argparse.Namespace) -> dict[str, float]:
     """Free energies of the test songs in both conventions, the comparison and the figures."""
     batch = data.test[list(range(len(data.test)))]
     found = {name: energies(pair, batch) for name, pair in trained.items()}
