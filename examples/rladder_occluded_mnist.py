@@ -14,6 +14,10 @@ each frame what the next one looks like:
 `--dataset digits`: the digits of scikit-learn, 8 by 8 pixels, on frames of 16 by 16; nothing is
 downloaded. `--dataset mnist`: Occluded Moving MNIST, 32 by 32.
 
+With `--labels N` only N pictures have a label, and half of each batch is drawn of them; with
+`--mean-teacher` the classes of all sequences are to agree with those that the running average of
+the network, the teacher, gives them under other noise. Errors are then the teacher's.
+
 Written to OUT: `metrics.json` with the share of wrong classes at the last frame
 (`test_error_percent`), the squared error per pixel of frames 2 to 5 predicted from those before
 (`prediction_error_e5`, in units of 1e-5) beside that of a copy of the last frame
@@ -44,8 +48,9 @@ from pyro_seq.data.occluded import occluded_digits
 from pyro_seq.data.scenes import Scenes
 from pyro_seq.engines import presets
 from pyro_seq.engines.presets import ABLATIONS, Ablation
+from pyro_seq.models import auxiliary
 from pyro_seq.nn.norms import estimate_statistics
-from pyro_seq.training import Callback, Context, SequenceLoss
+from pyro_seq.training import Callback, Context, MeanTeacher, SequenceLoss
 
 FRAMES = 5
 SHOWN = 2
@@ -62,6 +67,10 @@ class Preset(NamedTuple):
         batch: Sequences of a batch.
         batches: Batches of an epoch, all drawn anew.
         final_rate: The last rate as a fraction of the first, by a cosine.
+        noise: Standard deviation of noise on every pixel, with a teacher.
+        dropout: Share of units that are dropped before the classes, with a teacher.
+        consistency: Weight of the squared distance to the teacher's classes when it has grown.
+        ramp: Epochs over which it grows.
         held: Pictures for validation.
         validated: Sequences of the validation set.
         evaluated: Sequences of the test set.
@@ -70,21 +79,25 @@ class Preset(NamedTuple):
 
     epochs: int
     batches: int
-    batch: int = 32
+    batch: int = 16
     paper_network: bool = False
     options: dict[str, Any] = {"norm": "mixed"}
     prediction: float = 100.0
     learning_rate: float = 3e-3
     final_rate: float = 0.0
     clip_norm: float = 5.0
+    noise: float = 0.15
+    dropout: float = 0.5
+    consistency: float = 10.0
+    ramp: int = 5
     held: int = 197
     validated: int = 400
     evaluated: int = 2000
     statistics: int = 10
 
 
-SMALL = Preset(epochs=15, batches=100)
-LARGE = SMALL._replace(epochs=20, batches=500, held=10_000, validated=1000, evaluated=10_000)
+SMALL = Preset(epochs=26, batches=100)
+LARGE = SMALL._replace(epochs=32, batches=500, held=10_000, validated=1000, evaluated=10_000)
 PRESETS = {
     "default": {"digits": SMALL, "mnist": LARGE},
     "smoke": {
@@ -94,7 +107,7 @@ PRESETS = {
         for name, preset in (("digits", SMALL), ("mnist", LARGE))
     },
     "paper": {
-        "digits": SMALL._replace(epochs=60),
+        "digits": SMALL._replace(epochs=100),
         "mnist": LARGE._replace(
             paper_network=True,
             options={},
@@ -149,18 +162,22 @@ class Found(NamedTuple):
 class Tasks(PyroModule):
     """What a ladder is trained to do: the class at the last frame, and every next frame.
 
-    Labels are the controls of a batch, and -1 where there is none.
+    Labels are the controls of a batch, and -1 where there is none. With a teacher a third task is
+    to agree with it, for which both see noise.
     """
 
-    def __init__(self, network: Network, weight: float) -> None:
+    def __init__(
+        self, network: Network, preset: Preset, teacher: MeanTeacher | None = None
+    ) -> None:
         super().__init__("tasks")
-        self.ladder = network.ladder
+        self.ladder, self.teacher = network.ladder, teacher
         self.classification = network.ablation.classification
-        self.weight = weight if network.ablation.prediction else 0.0
+        self.weight = preset.prediction if network.ablation.prediction else 0.0
+        self.noise = preset.noise if teacher is not None else 0.0
 
     def forward(self, x: Tensor, mask: None = None, controls: Any = None) -> None:  # noqa: ANN401
         """The class is observed where it is known; squared errors are a factor."""
-        outputs, _ = self.ladder(x, mask)
+        outputs, _ = self.ladder(self.noisy(x))
         labels = controls[:, -1, 0].long()
         with pyro.plate("sequences", len(x), dim=-1):
             if self.classification:
@@ -172,6 +189,14 @@ class Tasks(PyroModule):
             if self.weight:
                 errors = frame_errors(outputs.prediction[:, :-1], x[:, 1:])
                 pyro.factor("next_frames", -self.weight * errors.mean(1))
+            if self.teacher is not None:
+                taught, _ = self.teacher(self.noisy(x))
+                last = outputs.logits[:, -1], taught.logits[:, -1]
+                auxiliary("consistency", self.teacher.cost(*last))
+
+    def noisy(self, x: Tensor) -> Tensor:
+        """Frames with noise, where there is a teacher."""
+        return x + self.noise * torch.randn_like(x) if self.noise else x
 
 
 class Measure(Callback):
@@ -183,8 +208,8 @@ class Measure(Callback):
 
     def on_epoch_end(self, context: Context) -> None:
         """Into the record of the epoch."""
-        renew_statistics(self.network, self.data, self.preset)
-        values = summary(judge(self.network, self.data.validation), self.data.validation)
+        scenes = self.data.validation
+        values = summary(renewed(self.network, self.data, self.preset, scenes), scenes)
         self.records.append({"update": float(context.step), **values})
         context.record |= {f"validation_{key}": value for key, value in values.items()}
 
@@ -203,21 +228,25 @@ def main() -> None:
     prepare(args)
     began = time.perf_counter()
     data = load(args, preset)
-    found, curves, metrics, seconds = {}, {}, {}, {}
-    for name in args.networks:
-        network, measure, seconds[name] = train(name, data, args, preset)
-        renew_statistics(network, data, preset)
-        found[name], curves[name] = judge(network, data.test), measure.records
+    trained = {name: train(name, data, args, preset) for name in args.networks}
+    found, metrics = {}, {}
+    for name, one in trained.items():
+        found[name] = renewed(one.teacher or one.network, data, preset)
         values = summary(found[name], data.test)
-        values["parameters"] = sum(p.numel() for p in network.ladder.parameters())
+        if one.teacher is not None:
+            own = summary(renewed(one.network, data, preset), data.test)
+            values |= {f"student_{key}": value for key, value in own.items()}
+        values["parameters"] = sum(p.numel() for p in one.network.ladder.parameters())
         values["updates"] = preset.epochs * preset.batches
         metrics |= {f"{name}_{key}": value for key, value in values.items()}
-        if len(args.networks) == 1:
+        if len(trained) == 1:
             metrics |= values
     copies = frame_errors(data.test.frames[:, :-1], data.test.frames[:, 1:])
     metrics |= measured("copy_last_e5", 1e5 * copies.mean(1), data.test)
     show(metrics, args)
+    curves = {name: one.records for name, one in trained.items()}
     draw(lambda: draw_figures(found, curves, copies, data.test, args))
+    seconds = {name: one.seconds for name, one in trained.items()}
     finish(metrics, seconds, began, args, preset)
 
 
@@ -229,7 +258,10 @@ def arguments() -> tuple[argparse.Namespace, Preset]:
     options.add_argument(
         "--labels", type=int, default=None, help="pictures with a label, drawn by the seed"
     )
+    options.add_argument("--mean-teacher", action="store_true")
     args = options.parse_args()
+    if args.mean_teacher and "no_classification" in args.networks:
+        options.error("--mean-teacher teaches classes; leave out no_classification")
     return args, overridden(options, PRESETS[args.preset][args.dataset], args.set)
 
 
@@ -279,33 +311,64 @@ def seen_by(network: Network, scenes: Scenes) -> Tensor:
     return scenes.info["reconstruction"][:, None] if network.static else scenes.frames
 
 
-def train(
-    name: str, data: Data, args: argparse.Namespace, preset: Preset
-) -> tuple[Network, Measure, float]:
-    """A network that was trained, its validation errors, and seconds."""
+class Trained(NamedTuple):
+    """A network that was trained, its teacher where it had one, and how it went."""
+
+    network: Network
+    teacher: Network | None
+    records: list[dict[str, float]]
+    seconds: float
+
+
+def train(name: str, data: Data, args: argparse.Namespace, preset: Preset) -> Trained:
+    """Train a network, and have it measured after each epoch."""
     torch.manual_seed(args.seed)
-    make = presets.occluded_mnist if preset.paper_network else presets.occluded_digits
-    size = {} if preset.paper_network else {"size": data.test.frames.shape[-1]}
-    ablation = ABLATIONS[name]
-    ladder = make(**size, **preset.options, **ablation.options)
-    network = Network(name, ladder.to(pick_device(args.device)), ablation)
-    loss = SequenceLoss(Tasks(network, preset.prediction), Nothing("nothing"), per="sequence")
-    loader = training_batches(network, data, preset, preset.batches, args.seed)
+    network = build(name, data, args, preset)
+    teacher, taught, callbacks = None, None, []
+    if args.mean_teacher:
+        ramp = preset.ramp * preset.batches
+        teacher = MeanTeacher(network.ladder, weight=preset.consistency, ramp=ramp)
+        taught = network._replace(ladder=teacher.average.module)
+        callbacks.append(teacher.follow(network.ladder))
+    measure = Measure(taught or network, data, preset)
+    loss = SequenceLoss(Tasks(network, preset, teacher), Nothing("nothing"), per="sequence")
+    loss.to(pick_device(args.device))
+    optimizer = torch.optim.Adam(network.ladder.parameters(), preset.learning_rate)
     schedule = Schedule(
         preset.epochs, preset.learning_rate, preset.final_rate, clip_norm=preset.clip_norm
     )
-    optimizer = torch.optim.Adam(loss.parameters(), preset.learning_rate)
-    measure = Measure(network, data, preset)
-    config = {"dataset": args.dataset, "labels": args.labels, **preset._asdict()}
-    seconds = learn(name, loss, optimizer, loader, None, schedule, args, config, [measure])
-    return network, measure, seconds
+    keys = ("dataset", "labels", "mean_teacher")
+    seconds = learn(
+        name,
+        loss,
+        optimizer,
+        training_batches(network, data, preset, preset.batches, args.seed),
+        None,
+        schedule,
+        args,
+        {**{key: getattr(args, key) for key in keys}, **preset._asdict()},
+        [*callbacks, measure],
+    )
+    return Trained(network, taught, measure.records, seconds)
 
 
-def renew_statistics(network: Network, data: Data, preset: Preset) -> None:
-    """Batch normalisation forgets its running statistics and takes those of fresh batches."""
+def build(name: str, data: Data, args: argparse.Namespace, preset: Preset) -> Network:
+    """The network of that name."""
+    options: dict[str, Any] = {**preset.options, **ABLATIONS[name].options}
+    options["dropout"] = preset.dropout if args.mean_teacher else 0.0
+    if preset.paper_network:
+        ladder = presets.occluded_mnist(**options)
+    else:
+        ladder = presets.occluded_digits(size=data.test.frames.shape[-1], **options)
+    return Network(name, ladder.to(pick_device(args.device)), ABLATIONS[name])
+
+
+def renewed(network: Network, data: Data, preset: Preset, scenes: Scenes | None = None) -> Found:
+    """Errors on the test sequences, or on others, with new statistics of batch normalisation."""
     with estimate_statistics(network.ladder):
         for batch in training_batches(network, data, preset, preset.statistics, 3_000_000):
             network.ladder(batch.x)
+    return judge(network, data.test if scenes is None else scenes)
 
 
 @torch.no_grad()
