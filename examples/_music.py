@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from _training import first
 
@@ -33,25 +33,34 @@ def load_songs(args: argparse.Namespace, count: int | None) -> Songs:
     return Songs(*(first(split, count) for split in splits))
 
 
-def training_crops(data: Songs, preset: Any, seed: int) -> Any:  # noqa: ANN401
+def training_crops(
+    data: Songs,
+    preset: Any,  # noqa: ANN401
+    seed: int,
+    short: Literal["drop", "pad"] = "drop",
+) -> Any:  # noqa: ANN401
     """Batches of crops at random places, moved by semitones where the preset says so.
 
     Args:
         data: The songs.
         preset: With `crop`, its length, `batch`, `crops_per_song` and `transpose`.
         seed: Of places and semitones.
+        short: Whether songs shorter than a crop are left out or padded.
     """
     return random_crops(
         data.train,
         preset.crop,
         preset.batch,
         crops_per_sequence=preset.crops_per_song,
+        short=short,
         augment=None if preset.transpose is None else Transpose(*preset.transpose),
         seed=seed,
     )
 
 
-def validation_crops(data: Songs, length: int, per_song: int = 2) -> Iterable[Batch]:
+def validation_crops(
+    data: Songs, length: int, short: Literal["drop", "pad"] = "drop"
+) -> Iterable[Batch]:
     """Batches of the same crops of the validation songs in every epoch and run."""
-    crops = fixed_crops(data.validation, length, seed=0, crops_per_sequence=per_song)
+    crops = fixed_crops(data.validation, length, seed=0, crops_per_sequence=2, short=short)
     return batches(crops, 256, shuffle=False)
