@@ -102,7 +102,7 @@ PRESETS = {
     "default": {"digits": SMALL, "mnist": LARGE},
     "smoke": {
         name: preset._replace(
-            epochs=2, batches=3, batch=8, validated=16, evaluated=24, statistics=1
+            epochs=2, batches=2, batch=8, validated=8, evaluated=16, statistics=1
         )
         for name, preset in (("digits", SMALL), ("mnist", LARGE))
     },

@@ -53,7 +53,7 @@ class MeanTeacher(nn.Module):
         >>> teacher = MeanTeacher(student, weight=10.0, ramp=100)
         >>> x = torch.randn(8, 3)
         >>> cost = teacher.cost(student(x), teacher(x))
-        >>> cost.shape, float(cost.sum())
+        >>> cost.shape, float(cost.detach().sum())
         (torch.Size([8]), 0.0)
         >>> teacher.update(student)  # after a step of the optimizer
         >>> int(teacher.average.n_averaged)
