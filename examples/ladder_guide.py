@@ -46,7 +46,10 @@ HELD = 197
 BLACK = 0.5
 GUIDES = {
     "filter": ("filter", {"residual": True}),
-    "avf": ("avf", {"encodes": ["parameters", "gradients", "observation"]}),
+    "avf": (
+        "avf",
+        {"encodes": ["parameters", "gradients", "observation"], "stop_gradients": False},
+    ),
     "ladder": ("ladder", {}),
     "smoother": ("ladder", {"backward": True}),
 }
@@ -89,9 +92,9 @@ class Preset(NamedTuple):
 
 
 # About equal times on one core: three minutes, measured for a step of each.
-DIGITS = Preset(epochs={"filter": 60, "avf": 28, "ladder": 35, "smoother": 23})
+DIGITS = Preset(epochs={"filter": 56, "avf": 26, "ladder": 35, "smoother": 22})
 MUSIC = DIGITS._replace(
-    epochs={"filter": 85, "avf": 36, "ladder": 52, "smoother": 40},
+    epochs={"filter": 80, "avf": 31, "ladder": 52, "smoother": 35},
     crop=25,
     batch=32,
     latents=[32, 16],

@@ -275,6 +275,8 @@ def load(args: argparse.Namespace, preset: Preset) -> Data:
     held, bank = train.select(slice(-preset.held, None)), train.select(slice(-preset.held))
     labelled = bank
     if args.labels is not None:
+        if not 1 <= args.labels <= len(bank.frames):
+            raise SystemExit(f"--labels: expected 1 to {len(bank.frames)}; got {args.labels}")
         generator = torch.Generator().manual_seed(args.seed)
         labelled = bank.select(
             torch.randperm(len(bank.frames), generator=generator)[: args.labels]
