@@ -63,6 +63,8 @@ class Preset(NamedTuple):
         hidden: Units of the hidden layers of model and guides.
         units: Of each level of a ladder.
         epochs: Of each guide.
+        annealed: Share of the epochs over which the weight of the KL terms grows to 1, so that
+            latents are not given up before they are of use.
         crop: Steps of a training sequence.
         batch: Sequences of a batch.
         batches: Batches of an epoch of digits, drawn anew.
@@ -80,6 +82,7 @@ class Preset(NamedTuple):
     learning_rate: float = 3e-3
     final_rate: float = 0.05
     clip_norm: float = 10.0
+    annealed: float = 0.0
     crop: int = 10
     batch: int = 64
     batches: int = 50
@@ -95,6 +98,10 @@ class Preset(NamedTuple):
 DIGITS = Preset(epochs={"filter": 56, "avf": 26, "ladder": 35, "smoother": 22})
 MUSIC = DIGITS._replace(
     epochs={"filter": 80, "avf": 31, "ladder": 52, "smoother": 35},
+    learning_rate=1e-3,
+    clip_norm=2.0,
+    annealed=0.5,
+    transpose=None,
     crop=25,
     batch=32,
     latents=[32, 16],
@@ -140,6 +147,7 @@ def main() -> None:
             preset.learning_rate,
             preset.final_rate,
             clip_norm=preset.clip_norm,
+            kl_epochs=round(preset.annealed * preset.epochs[name]),
         )
         config = {"dataset": args.dataset, **preset._asdict()}
         seconds[name] = train(
