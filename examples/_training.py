@@ -67,6 +67,7 @@ class Schedule(NamedTuple):
         clip_norm: Largest norm of all gradients together.
         kl_epochs: Epochs over which the weight of the KL terms grows to 1.
         hold: Share of all steps at the peak rate, before it falls.
+        patience: Epochs without a better validation loss after which training ends.
     """
 
     epochs: int
@@ -76,6 +77,7 @@ class Schedule(NamedTuple):
     clip_norm: float = 100.0
     kl_epochs: int = 0
     hold: float = 0.0
+    patience: int | None = None
 
 
 class Units(NamedTuple):
@@ -197,6 +199,7 @@ def learn(
         resume=args.resume and folder.exists(),
         checkpoint_every=200,
         config={"filter": name, **config},
+        early_stopping=schedule.patience,
         loggers=[CSVLogger(args.out / f"training_{name}.csv")],
         callbacks=[*annealing, *callbacks],
     )

@@ -29,13 +29,13 @@ import pyro
 import pyro.distributions as dist
 import torch
 from _interface import overridden, parser, pick_device, save_figure
+from _music import KEYS, Songs, load_songs, training_crops, validation_crops
 from _training import (
     Pair,
     Schedule,
     draw,
     exact,
     finish,
-    first,
     learn,
     over_iterations,
     prepare,
@@ -44,9 +44,10 @@ from _training import (
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_seq.data import Batch, SequenceDataset, batches, fixed_crops, random_crops
-from pyro_seq.data.polyphonic import POLYPHONIC, Transpose, load_polyphonic
+from pyro_seq.data import Batch
+from pyro_seq.data.polyphonic import POLYPHONIC
 from pyro_seq.evaluation import FreeEnergy, free_energy
+from pyro_seq.guides import NoLatents
 from pyro_seq.inference import FilteringELBO
 from pyro_seq.nn.activations import ClippedLeakyReLU
 from pyro_seq.nn.mlp import mlp
@@ -54,7 +55,6 @@ from pyro_seq.plugins import get
 from pyro_seq.training import SequenceLoss
 
 FILTERS = ("baseline", "residual", "vfem", "avf_k1", "avf_k2", "avf_k5", "rnn")
-KEYS = 88
 SILENCE = -3.0
 DRAWS = 5  # of the test songs' latents; the bound is the same, it scatters less
 ACTIVATIONS = {"clipped": ClippedLeakyReLU, "elu": nn.ELU}
@@ -162,14 +162,6 @@ LARGER: dict[str, dict[str, Any]] = {
 LONG = 200  # songs of more frames get no curve over iterations: it would take most of the time
 
 
-class Data(NamedTuple):
-    """The three splits; the validation loss is of fixed crops."""
-
-    train: SequenceDataset
-    validation: SequenceDataset
-    test: SequenceDataset
-
-
 class RNN(PyroModule):
     """The control without latents: an LSTM over the frames, and the decoder on its output."""
 
@@ -195,20 +187,12 @@ class RNN(PyroModule):
             pyro.factor("x", self.steps(x, mask).sum(-1))
 
 
-class Nothing(PyroModule):
-    """The guide of a model without latents."""
-
-    def forward(self, x: Tensor, mask: Tensor | None = None, controls: None = None) -> dict:
-        """No sites."""
-        return {}
-
-
 def build(name: str, args: argparse.Namespace, preset: Preset) -> Pair:
     """The model and the filter of that name."""
     torch.manual_seed(args.seed)
     if name == "rnn":
         sizes = preset.sizes
-        return Pair(RNN(sizes["hidden"], sizes["decoder"], preset.dropout), Nothing("nothing"))
+        return Pair(RNN(sizes["hidden"], sizes["decoder"], preset.dropout), NoLatents())
     activation = ACTIVATIONS[preset.activation]
     model = get("models", args.model)(
         KEYS,
@@ -237,7 +221,7 @@ def main() -> None:
     prepare(args)
     began = time.perf_counter()
     device = pick_device(args.device)
-    data = load(args, preset)
+    data = load_songs(args, preset.songs, preset.frames)
     trained, seconds = {}, {}
     for name in args.filters:
         trained[name], seconds[name] = train(name, args, preset, data, device)
@@ -262,30 +246,13 @@ def arguments() -> tuple[argparse.Namespace, Preset]:
     return args, overridden(options, preset, args.set)
 
 
-def load(args: argparse.Namespace, preset: Preset) -> Data:
-    """The three splits of the data set."""
-    splits = (
-        load_polyphonic(args.dataset, split, args.data_dir)
-        for split in ("train", "validation", "test")
-    )
-    return Data(*(first(split, preset.songs, preset.frames) for split in splits))
-
-
 def train(
-    name: str, args: argparse.Namespace, preset: Preset, data: Data, device: torch.device
+    name: str, args: argparse.Namespace, preset: Preset, data: Songs, device: torch.device
 ) -> tuple[Pair, float]:
     """Train one filter with its model; the weights of the best validation epoch are kept."""
     pair = build(name, args, preset)
     loss = SequenceLoss(*pair, None if name == "rnn" else FilteringELBO()).to(device)
-    loader = random_crops(
-        data.train,
-        preset.crop,
-        preset.batch,
-        crops_per_sequence=preset.crops_per_song,
-        augment=None if preset.transpose is None else Transpose(*preset.transpose),
-        seed=args.seed,
-    )
-    crops = fixed_crops(data.validation, preset.crop, seed=0, crops_per_sequence=2)
+    loader = training_crops(data, preset, args.seed)
     schedule = Schedule(
         preset.epochs,
         preset.learning_rate,
@@ -295,7 +262,7 @@ def train(
     )
     optimizer = torch.optim.Adam(loss.parameters(), preset.learning_rate)
     config = {"dataset": args.dataset, **preset._asdict()}
-    validation = batches(crops, 256, shuffle=False)
+    validation = validation_crops(data, preset.crop)
     seconds = learn(name, loss, optimizer, loader, validation, schedule, args, config)
     return pair, seconds
 
@@ -310,7 +277,7 @@ def energies(pair: Pair, batch: Batch) -> FreeEnergy:
         return exact(model.steps(batch.x, batch.mask), batch.mask)
 
 
-def evaluate(trained: dict[str, Pair], data: Data, args: argparse.Namespace) -> dict[str, float]:
+def evaluate(trained: dict[str, Pair], data: Songs, args: argparse.Namespace) -> dict[str, float]:
     """Free energies of the test songs in both conventions, the comparison and the figures."""
     batch = data.test[list(range(len(data.test)))]
     found = {name: energies(pair, batch) for name, pair in trained.items()}

@@ -104,11 +104,12 @@ SETTINGS = {
     },
     "hierarchical": {
         "gated": Setting("hierarchical", STEP_GUIDES, SMALL_LEVELS),
-        "linear": Setting(
+        "linear, link": Setting(
             "hierarchical",
             SMOOTHING_LADDER,
             SMALL_LEVELS
-            | {"transition": "linear", "decoder": (), "emission": "normal", "controls": 2},
+            | {"transition": "linear", "link": (), "decoder": (), "emission": "normal"}
+            | {"controls": 2},
             binary=False,
         ),
     },

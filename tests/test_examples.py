@@ -52,11 +52,11 @@ def test_bouncing_ball(tmp_path: Path) -> None:
     assert {"checkpoint", "comparison.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
-def real(program: str, folder: str, wanted: set[str]) -> Any:  # noqa: ANN401
+def real(program: str, folder: str, *wanted: set[str]) -> Any:  # noqa: ANN401
     """An example of real data, skipped without them."""
     there = (Path(os.environ.get("PYRO_SEQ_DATA", "absent")) / folder).is_dir()
     absent = pytest.mark.skipif(not there, reason=f"no folder {folder!r} in PYRO_SEQ_DATA")
-    return pytest.param(program, wanted, marks=[pytest.mark.data, absent])
+    return pytest.param(program, *wanted, marks=[pytest.mark.data, absent])
 
 
 @pytest.mark.parametrize(
@@ -91,24 +91,59 @@ def real(program: str, folder: str, wanted: set[str]) -> Any:  # noqa: ANN401
             | {"generative_responsibilities_ami_final", "baseline_k_means_2_ami_se"},
         ),
         pytest.param("gtmm_rotation", {"icm_rho", "lstm_turn_nearer_share", "copy_error"}),
+        pytest.param(
+            "ladder_guide --guides ladder smoother",
+            {"ladder_free_energy_per_step_all", "smoother_guide_parameters"},
+        ),
     ],
 )
-def test_filters(
-    program: str, wanted: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_filters(program: str, wanted: set[str], tmp_path: Path) -> None:
     """The smoke preset ends, and writes metrics, comparison, a figure and a checkpoint."""
-    name, *options = program.split()
-    path = ROOT / "examples" / f"{name}.py"
-    monkeypatch.syspath_prepend(path.parent)
-    monkeypatch.setattr(
-        sys, "argv", [str(path), *options, "--preset", "smoke", "--out", str(tmp_path)]
-    )
-    runpy.run_path(str(path), run_name="__main__")
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    metrics, written = smoke(program, tmp_path)
     assert wanted | {"config"} <= metrics.keys()
-    written = {path.name for path in tmp_path.iterdir()}
     assert {"checkpoint", "comparison.csv"} <= written
     assert any(name.endswith(".png") for name in written)
+
+
+@pytest.mark.parametrize(
+    ("program", "wanted", "figures"),
+    [
+        pytest.param(
+            "rladder_occluded_mnist --labels 40 --mean-teacher",
+            {
+                "test_error_percent",
+                "prediction_error_e5",
+                "copy_last_e5_se",
+                "student_test_error_percent",
+            },
+            {"frames_0.png", "training.png", "steps.png"},
+        ),
+        real(
+            "rladder_music",
+            "polyphonic",
+            {"nll_per_step", "nll_per_step_of_songs_se"},
+            {"piano_rolls.png"},
+        ),
+    ],
+)
+def test_ladders(program: str, wanted: set[str], figures: set[str], tmp_path: Path) -> None:
+    """The smoke preset ends, and writes metrics, its figures and a checkpoint."""
+    metrics, written = smoke(program, tmp_path)
+    assert wanted | {"config"} <= metrics.keys()
+    assert figures | {"checkpoint"} <= written
+
+
+def smoke(program: str, tmp_path: Path) -> tuple[dict[str, Any], set[str]]:
+    """The metrics and the names of all files that the smoke preset of an example leaves."""
+    name, *options = program.split()
+    path = ROOT / "examples" / f"{name}.py"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path.parent)
+        command = [str(path), *options, "--preset", "smoke", "--out", str(tmp_path)]
+        patch.setattr(sys, "argv", command)
+        runpy.run_path(str(path), run_name="__main__")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    return metrics, {path.name for path in tmp_path.iterdir()}
 
 
 def test_unknown_dynamics_are_refused_before_anything_is_trained() -> None:

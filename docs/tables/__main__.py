@@ -13,6 +13,7 @@ import json
 import re
 from pathlib import Path
 
+import ladders
 from filters import iterations, iterations_of_video, music, music_levers, pendulum, speech, video
 from groupings import groupings, without_learning
 from kvae import box, environments, levers, pairs, starts
@@ -45,12 +46,18 @@ def tables(folder: Path = RESULTS) -> dict[str, str]:
         if own and name == "jsb":
             made["avf_iterations.md"] = iterations([*own.values()])
     for stem, make in (
+        ("rladder_occluded_digits", ladders.occluded),
+        ("rladder_occluded_mnist", ladders.occluded),
+        ("rladder_occluded_labels", ladders.few_labels),
+        ("rladder_music", ladders.music),
+        ("ladder_guide_digits", ladders.guides),
+        ("ladder_guide_jsb", ladders.guides),
         ("avf_speech", speech),
         ("my_own_model", pendulum),
         ("gtmm_map", walks),
         ("gtmm_rotation", turns),
     ):
-        own = {k: v for k, v in runs.items() if re.fullmatch(rf"{stem}_seed\d+", k)}
+        own = {k: v for k, v in runs.items() if re.fullmatch(rf"{stem}(_[a-z_]+)?_seed\d+", k)}
         if own:
             made[f"{stem}.md"] = make([*own.values()])
     own = {k: v for k, v in runs.items() if re.fullmatch(r"avf_video_seed\d+", k)}

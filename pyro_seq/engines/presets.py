@@ -59,13 +59,18 @@ ABLATIONS: Mapping[str, Ablation] = {
 }
 
 
-def occluded_mnist(encoder: str = "ladder", **options: Any) -> RLadder:  # noqa: ANN401
+def occluded_mnist(
+    encoder: str = "ladder",
+    dropout: float = 0.0,
+    **options: Any,  # noqa: ANN401
+) -> RLadder:
     """Table 5, for Occluded Moving MNIST: frames of 1 x 32 x 32.
 
     Args:
         encoder: `ladder`; `baseline`, table 6, whose only recurrence is the LSTM at the top, or
             `static`, table 7, that has none and classifies reconstructions. The last two have no
             decoder.
+        dropout: Probability that a unit is dropped before the classes, in training.
         **options: Of :class:`RLadder`, in place of the paper's.
 
     Raises:
@@ -90,25 +95,43 @@ def occluded_mnist(encoder: str = "ladder", **options: Any) -> RLadder:  # noqa:
         ConvRow(32, 1, cell_kernel=3),
         PoolRow(2, "mean", cell="g1"),
         LSTMRow(16),
-        SoftMaxRow(10),
+        SoftMaxRow(10, dropout=dropout),
     ]
     paper = {"d2e": "all", "d2e_init": "random", "norm": "mixed"}
     return _ladder((1, 32, 32), rows, encoder, {**paper, **options})
 
 
-def occluded_digits(encoder: str = "ladder", **options: Any) -> RLadder:  # noqa: ANN401
-    """A small ladder for digits of 8 x 8 pixels on frames of 1 x 16 x 16.
+def occluded_digits(
+    encoder: str = "ladder",
+    size: int = 16,
+    dropout: float = 0.0,
+    **options: Any,  # noqa: ANN401
+) -> RLadder:
+    """A small ladder for digits of 8 x 8 pixels on frames of 1 x 16 x 16, or for those of MNIST.
 
     Args:
         encoder: See :func:`occluded_mnist`.
+        size: Height and width of a frame, 16 or 32. With 32 the first convolutional LSTM has a
+            stride of 2 and twice the channels; all above it is as with 16.
+        dropout: Probability that a unit is dropped before the classes, in training.
         **options: Of :class:`RLadder`.
+
+    Raises:
+        ValueError: For an unknown encoder, or another size.
 
     Example:
         >>> sum(p.numel() for p in occluded_digits().parameters())
         101109
+        >>> occluded_digits(size=32).shapes[:4]
+        ((1, 32, 32), (16, 16, 16), (8, 16, 16), (8, 8, 8))
     """
+    if size not in (16, 32):
+        raise ValueError(f"size must be 16 or 32; got {size}")
+    first = ConvLSTMRow(8, cell_kernel=5)
+    if size == 32:
+        first = ConvLSTMRow(16, 4, 2, cell_kernel=6)
     rows: Rows = [
-        ConvLSTMRow(8, cell_kernel=5),
+        first,
         ConvRow(8),
         PoolRow(2, cell_kernel=4),
         ConvLSTMRow(16, cell_kernel=5),
@@ -116,9 +139,11 @@ def occluded_digits(encoder: str = "ladder", **options: Any) -> RLadder:  # noqa
         PoolRow(2, cell_kernel=4),
         PoolRow(2, "mean", cell="g1"),
         LSTMRow(24),
-        SoftMaxRow(10),
+        SoftMaxRow(10, dropout=dropout),
     ]
-    return _ladder((1, 16, 16), rows, encoder, options)
+    if size == 32 and encoder != "ladder":
+        rows[0] = ConvRow(16, 4, 2)
+    return _ladder((1, size, size), rows, encoder, options)
 
 
 def polyphonic(

@@ -19,6 +19,7 @@ from pyro_seq.training.loggers import (
     TensorBoardLogger,
 )
 from pyro_seq.training.loss import LossTotals, SequenceLoss
+from pyro_seq.training.mean_teacher import MeanTeacher
 from pyro_seq.training.plateau import PlateauWarning, WarnOnPlateau
 from pyro_seq.training.run import NonFiniteLossError
 from pyro_seq.training.schedules import warmup_cosine, warmup_exponential
@@ -37,6 +38,7 @@ __all__ = [
     "JSONLinesLogger",
     "Logger",
     "LossTotals",
+    "MeanTeacher",
     "MemoryLogger",
     "NonFiniteLossError",
     "PlateauWarning",

@@ -13,7 +13,9 @@ from pyro_seq.models import DMM, HierarchicalTemporalModel
 BATCH, TIME, FRAME = 3, 4, 5
 
 
-def linear(latents: tuple[int, ...] = (3, 2, 1), **options: int) -> HierarchicalTemporalModel:
+def linear(
+    latents: tuple[int, ...] = (3, 2, 1), **options: int | tuple[int, ...]
+) -> HierarchicalTemporalModel:
     torch.manual_seed(0)
     model = HierarchicalTemporalModel(
         FRAME, latents=latents, transition="linear", decoder=(), emission="normal", **options
@@ -111,6 +113,21 @@ def test_a_linear_hierarchy_is_a_linear_gaussian_model(
     centred = torch.nan_to_num(x) - head.bias[:FRAME]
     exact = ssm.log_prob(centred) + ssm.posterior(centred).log_prob(z)
     torch.testing.assert_close(joint(model, x, values, mask), exact)
+
+
+def test_a_linear_link_moves_frames_by_what_it_makes_of_the_one_before() -> None:
+    """p(x, z) with a link B is p(x_t - B x_{t-1}, z) of the model without."""
+    linked, bare = linear((3, 2), link=()), linear((3, 2))
+    head = linked.emit[-1].parameters_of
+    bare.load_state_dict(
+        {**linked.state_dict(), "emit.0.parameters_of.weight": head.weight[:, :3]}
+    )
+    x = torch.randn(BATCH, TIME, FRAME).double()
+    values, _ = draws((3, 2))
+    before = torch.cat([torch.zeros(BATCH, 1, FRAME).double(), x[:, :-1]], 1)
+    rest = x - before @ head.weight[:FRAME, 3:].T
+    torch.testing.assert_close(joint(linked, x, values), joint(bare, rest, values))
+    assert not torch.allclose(joint(linked, x, values), joint(bare, x, values))
 
 
 def test_controls_move_every_level() -> None:
