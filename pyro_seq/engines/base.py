@@ -14,7 +14,7 @@ import torch
 from torch import Size, Tensor, nn
 
 from pyro_seq.nn.repeated import repeated
-from pyro_seq.ops.trees import map_tensors
+from pyro_seq.ops.trees import leaves, map_tensors
 
 __all__ = ["Engine"]
 
@@ -46,10 +46,9 @@ class Engine(nn.Module, ABC):
 
     def __init__(self, frame_shape: Sequence[int]) -> None:
         super().__init__()
-        if not frame_shape or min(frame_shape) < 1:
-            raise ValueError(
-                f"frame_shape must be (channels, *space), all positive; got {tuple(frame_shape)}"
-            )
+        if isinstance(frame_shape, int) or not frame_shape or min(frame_shape) < 1:
+            shown = frame_shape if isinstance(frame_shape, int) else tuple(frame_shape)
+            raise ValueError(f"frame_shape must be (channels, *space), all positive; got {shown}")
         self.frame_shape = Size(frame_shape)
 
     @abstractmethod
@@ -138,7 +137,10 @@ class Engine(nn.Module, ABC):
         batch: Size,
         state: Any,  # noqa: ANN401
     ) -> tuple[Any, Any]:
-        state = self.initial_state(batch) if state is None else state
+        if state is None:
+            state = self.initial_state(batch)
+        else:
+            _check_state(state, batch)
         outputs = []
         with repeated(len(frames)):
             for x_t, seen_t in zip(frames, seen, strict=True):
@@ -155,14 +157,19 @@ class Engine(nn.Module, ABC):
             time: Whether the last of the dimensions before a frame is the time.
 
         Raises:
-            ValueError: When the frames have another shape, or there is no step.
+            ValueError: When the frames have another shape or dtype, or there is no step.
         """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a tensor of frames; got {type(x).__name__}")
         before = x.dim() - len(self.frame_shape)
         short = time and (before < 1 or not x.shape[before - 1])
         if before < 0 or x.shape[before:] != self.frame_shape or short:
             frame = ", ".join(map(str, self.frame_shape))
             words = ("(*batch, time, ", ") of one step or more") if time else ("(*batch, ", ")")
             raise ValueError(f"x must be {frame.join(words)}; got shape {tuple(x.shape)}")
+        own = next(self.parameters(), x).dtype
+        if x.dtype != own and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(f"x must be {own}, as the engine's parameters; got {x.dtype}")
         return x.shape[:before]
 
     def _check_mask(self, mask: Tensor, wanted: Size) -> None:
@@ -170,6 +177,18 @@ class Engine(nn.Module, ABC):
             raise ValueError(
                 f"mask must be bool (*batch, time) = {tuple(wanted)}; "
                 f"got {mask.dtype} of shape {tuple(mask.shape)}"
+            )
+
+
+def _check_state(state: Any, batch: Size) -> None:  # noqa: ANN401
+    """Raises an error unless the state is of that batch: one of another size would broadcast."""
+    if not isinstance(state, tuple):
+        raise TypeError(f"state must be that of an earlier pass; got {type(state).__name__}")
+    for part in leaves(state):
+        if part.shape[: len(batch)] != batch:
+            raise ValueError(
+                f"state must begin with the batch of x, {tuple(batch)}; got a tensor of shape "
+                f"{tuple(part.shape)}"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,7 +21,8 @@ def classification_cost(log_probs: Tensor, labels: Tensor) -> Tensor:
         of labels.
 
     Raises:
-        ValueError: When the labels have another shape, or, on the CPU, lie outside the classes.
+        ValueError: When the labels have another shape or dtype, or, on the CPU, lie outside the
+            classes.
 
     Example:
         >>> import torch
@@ -33,6 +35,8 @@ def classification_cost(log_probs: Tensor, labels: Tensor) -> Tensor:
         raise ValueError(
             f"labels must be of shape {tuple(log_probs.shape[:-1])}; got {tuple(labels.shape)}"
         )
+    if labels.dtype != torch.int64:
+        raise ValueError(f"labels must be int64; got {labels.dtype}. Use labels.long()")
     if labels.device.type == "cpu" and ((labels < -1) | (labels >= classes)).any():
         raise ValueError(
             f"labels must be from 0 to {classes - 1}, or -1 for none; "

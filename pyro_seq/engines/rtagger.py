@@ -25,7 +25,7 @@ from pyro_seq.distributions.group_mixture import GroupMixture
 from pyro_seq.engines.base import Engine, stack_over_time
 from pyro_seq.engines.rladder import RLadder, RLadderOutput, RLadderState
 from pyro_seq.engines.rows import Row, SoftMaxRow, feed_forward
-from pyro_seq.nn.arguments import check_choice
+from pyro_seq.nn.arguments import check_choice, check_mean, check_positive
 from pyro_seq.nn.norms import unit_norm
 from pyro_seq.nn.repeated import RepeatedLinear
 from pyro_seq.nn.space import top_down
@@ -159,7 +159,8 @@ class RTagger(Engine):
     ) -> None:
         super().__init__(frame_shape)
         check_choice("pixels", pixels, PIXELS)
-        _check_numbers(frame_shape, groups, noise, mean if pixels == "bernoulli" else 0.5, pixels)
+        _check_numbers(frame_shape, groups, noise, pixels)
+        mean = check_mean(mean, pixels)
         channels, *space = frame_shape
         bare: list[Any] = [*rows]
         bare[:1] = [replace(r, cell="none") for r in bare[:1] if isinstance(r, Row)]
@@ -237,7 +238,12 @@ class RTagger(Engine):
             x: `(*batch, *frame)`.
             iterations: How many.
             state: The state to begin with; None draws one.
+
+        Raises:
+            ValueError: When a shape does not fit, or, on the CPU, a pixel has no density.
         """
+        self.check_frames(x)
+        self._check_pixels(x)
         seen = self.corrupt(x) if self.training else x
         output, state = self.iterate(seen, iterations, state)
         dim = x.dim() - len(self.frame_shape)
@@ -260,12 +266,16 @@ class RTagger(Engine):
             The cost has `time - 1` steps, all else `time`.
 
         Raises:
-            ValueError: When a shape does not fit.
+            ValueError: When a shape does not fit, or, on the CPU, a pixel has no density.
         """
-        output, state = self(x, mask, state)
+        self.check_frames(x, time=True)
         dim = x.dim() - len(self.frame_shape) - 1
         if x.shape[dim] < 2:
             raise ValueError(f"x must have two frames or more; got shape {tuple(x.shape)}")
+        if mask is not None:
+            self._check_mask(mask, x.shape[: dim + 1])
+        self._check_pixels(x if mask is None else x[mask])
+        output, state = self(x, mask, state)
         target = x.narrow(dim, 1, x.shape[dim] - 1)
         if mask is not None:
             there = mask[..., 1:]
@@ -340,6 +350,19 @@ class RTagger(Engine):
         if self.pixels == "gaussian":
             return x + self.noise * torch.randn_like(x)
         return torch.where(torch.rand_like(x) < self.noise, 1 - x, x)
+
+    def _check_pixels(self, seen: Tensor) -> None:
+        """Raises a ValueError, on the CPU alone, unless all pixels have a density."""
+        if seen.device.type != "cpu" or not seen.numel():
+            return
+        low, high = (float(end) for end in seen.detach().aminmax())
+        if not math.isfinite(low) or not math.isfinite(high):
+            raise ValueError("x must be finite where it is observed; got NaN or infinity")
+        if self.pixels == "bernoulli" and (low < 0 or high > 1):
+            raise ValueError(
+                "x must lie between 0 and 1 for binary pixels; got values between "
+                f"{low:.3g} and {high:.3g}. Scale the frames, or use pixels='gaussian'"
+            )
 
     @property
     def _group(self) -> int:
@@ -417,16 +440,11 @@ def _class_log_probs(logits: Tensor) -> Tensor:
     return log_p.logsumexp(-2) - log_p.logsumexp((-2, -1)).unsqueeze(-1)
 
 
-def _check_numbers(
-    frame_shape: Sequence[int], groups: int, noise: float, mean: float, pixels: str
-) -> None:
+def _check_numbers(frame_shape: Sequence[int], groups: int, noise: float, pixels: str) -> None:
     if len(frame_shape) < 2:
         raise ValueError(
             f"frame_shape must be (channels, *space) with one axis or two; got {frame_shape}"
         )
-    if groups < 1:
-        raise ValueError(f"groups must be at least 1; got {groups}")
+    check_positive(groups=groups)
     if noise < 0 or (pixels == "bernoulli" and not 0 < noise < 0.5):
         raise ValueError(f"noise must be positive, and below 0.5 for binary pixels; got {noise}")
-    if not 0 < mean < 1:
-        raise ValueError(f"mean of binary pixels must be between 0 and 1; got {mean}")

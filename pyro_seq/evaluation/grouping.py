@@ -73,7 +73,7 @@ def score_groups(segments: Tensor, masks: Tensor, average: str = "max") -> Group
         average: See :func:`adjusted_mutual_information`.
 
     Raises:
-        ValueError: When a shape does not fit.
+        ValueError: When a shape does not fit, or a mask is NaN.
 
     Example:
         >>> segments = torch.tensor([[[0, 1, 1], [2, 2, -1]]])
@@ -89,6 +89,8 @@ def score_groups(segments: Tensor, masks: Tensor, average: str = "max") -> Group
             "masks must be (*batch, groups, height, width) for segments (*batch, height, width) = "
             f"{tuple(segments.shape)}; got shape {tuple(masks.shape)}"
         )
+    if masks.isnan().any():
+        raise ValueError("masks must be numbers; got NaN")
     groups = masks.argmax(-3)
     known = adjusted_mutual_information(segments, groups, average)
     return GroupScores(known, adjusted_rand_index(segments, groups))
@@ -147,7 +149,11 @@ def _table(segments: Tensor, groups: Tensor) -> Tensor:
             "segments and groups must be (*batch, height, width), of one shape; got shapes "
             f"{tuple(segments.shape)} and {tuple(groups.shape)}"
         )
-    flat = [part.flatten(-2).reshape(-1, part.shape[-2:].numel()) for part in (segments, groups)]
+    for name, part in (("segments", segments), ("groups", groups)):
+        if part.is_floating_point() or part.dtype == torch.bool:
+            raise ValueError(f"{name} must be integers; got {part.dtype}")
+    size = segments.shape[-2:].numel()
+    flat = [part.long().flatten(-2).reshape(-1, size) for part in (segments, groups)]
     objects, groups = flat[0].clamp(min=0), flat[1]
     if groups.numel() and bool((groups < 0).any()):
         raise ValueError(f"groups must not be negative; got {int(groups.min())}")

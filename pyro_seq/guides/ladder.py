@@ -87,10 +87,11 @@ class LadderGuide(FilteringGuide):
             latent reads the lowest.
         backward: Whether to smooth, or the engine that runs backward; True takes a copy of the
             engine, with parameters of its own.
-        units: Units of each level of the default engine.
+        units: Units of each level of the default engine; not read if there is an engine.
         hidden: Units of each hidden layer from the decoder to a message, or of the only one.
         prediction: Weight of the engine's own task beside the bound, the squared error of its
-            prediction of the next frame, summed over the frame; see
+            prediction of the next frame, summed over the frame; the default engine predicts none.
+            See
             :func:`~pyro_seq.models.auxiliary`. It trains the guide and is part of no bound.
 
     Warns:
@@ -99,7 +100,8 @@ class LadderGuide(FilteringGuide):
     Raises:
         TypeError: When the model is no step model.
         ValueError: When a latent has no reparametrised prior, or the engine has no decoder or
-            reads other frames, or predicts none where it is to be trained to.
+            reads other frames, or predicts none where it is to be trained to, or for a size or
+            weight out of range.
 
     Example:
         >>> from pyro_seq.models import HierarchicalTemporalModel
@@ -123,6 +125,11 @@ class LadderGuide(FilteringGuide):
         super().__init__(model)
         known = prototype(model)
         self.frame_shape, self.sizes = known.frame_shape, known.sizes
+        layers = [hidden] if isinstance(hidden, int) else list(hidden)
+        if not layers or min(layers) < 1:
+            raise ValueError(f"hidden must be one positive size or more; got {hidden}")
+        if prediction < 0:
+            raise ValueError(f"prediction must not be negative; got {prediction}")
         engine = _dense(known, units) if engine is None else engine
         self.forward_reader = _Reader(engine, known, levels)
         other = copy.deepcopy(engine) if backward is True else backward
@@ -131,14 +138,13 @@ class LadderGuide(FilteringGuide):
         self.prediction = prediction
         if prediction and not self.forward_reader.predicts:
             raise ValueError(
-                "prediction must be 0 for an engine that predicts no frame; got "
-                f"{prediction} for {type(engine).__name__}"
+                "prediction must be 0 for an engine that predicts no frame, as the default one; "
+                f"got {prediction} for {type(engine).__name__}"
             )
         features = self.forward_reader.sizes
         if self.backward_reader is not None:
             pairs = zip(features, self.backward_reader.sizes, strict=True)
             features = [one + two for one, two in pairs]
-        layers = [hidden] if isinstance(hidden, int) else list(hidden)
         self.networks, self.messages = nn.ModuleDict(), nn.ModuleDict()
         others = known.controls
         for (name, sizes), size in zip(known.sizes.items(), features, strict=True):
@@ -231,12 +237,7 @@ class _Reader(nn.Module):
     def __init__(self, engine: Any, known: Prototype, levels: Sequence[int] | None) -> None:  # noqa: ANN401
         super().__init__()
         _check_frame(engine, known.frame_shape)
-        if any(isinstance(part, IterationBatchNorm | _BatchNorm) for part in engine.modules()):
-            warnings.warn(
-                f"{type(engine).__name__} normalises over batches: in training mode sequences "
-                "depend on each other, and no bound holds. Use norm='layer'",
-                stacklevel=4,
-            )
+        warn_of_batch_norm(engine, stacklevel=4)
         self.engine = engine
         output = self._try()
         d = getattr(output, "d", ())
@@ -294,6 +295,16 @@ class _Reader(nn.Module):
             output, _ = engine.step(engine.initial_state(Size((1,))), zeros)
         engine.train(training)
         return output
+
+
+def warn_of_batch_norm(engine: nn.Module, stacklevel: int = 3) -> None:
+    """Warns when an engine of a guide normalises over batches."""
+    if any(isinstance(part, IterationBatchNorm | _BatchNorm) for part in engine.modules()):
+        warnings.warn(
+            f"{type(engine).__name__} normalises over batches: in training mode sequences "
+            "depend on each other, and no bound holds. Use norm='layer'",
+            stacklevel=stacklevel,
+        )
 
 
 def _check_frame(engine: Any, frame_shape: Size) -> None:  # noqa: ANN401

@@ -28,6 +28,7 @@ from pyro_seq.engines.rows import LinearRow
 from pyro_seq.engines.rtagger import RTagger, RTaggerState
 from pyro_seq.guides.context import StepContext
 from pyro_seq.guides.filtering import Choose, FilteringGuide, Inference
+from pyro_seq.guides.ladder import warn_of_batch_norm
 from pyro_seq.guides.sites import LatentSite, check_names
 from pyro_seq.models.auxiliary import auxiliary
 from pyro_seq.models.group_mixture import GroupMixtureModel
@@ -63,9 +64,13 @@ class TaggerGuide(FilteringGuide):
         engine: An :class:`~pyro_seq.engines.RTagger` with ``readouts=False`` for the model's
             frames, groups and pixels; by default one with dense rows.
         iterations: For each frame. It may be changed after training.
-        units: Of each row of the default engine, with layer normalisation.
-        noise: Of the default engine, see there.
+        units: Of each row of the default engine, with layer normalisation; not read if there is
+            an engine.
+        noise: Of the default engine, see there; not read if there is an engine.
         earlier: Weight of the free energies of the earlier iterations.
+
+    Warns:
+        UserWarning: When the engine normalises over batches: no bound holds in training mode.
 
     Raises:
         TypeError: For another model or engine.
@@ -96,9 +101,12 @@ class TaggerGuide(FilteringGuide):
                 "iterations must be at least 1 and earlier not negative; got "
                 f"{iterations} and {earlier}"
             )
+        if isinstance(units, int):
+            raise TypeError(f"units must be a sequence, of each row one size; got {units}")
         self.frame_shape = model.frame_shape
         self.engine = _dense(model, units, noise) if engine is None else engine
         _check_engine(self.engine, model)
+        warn_of_batch_norm(self.engine)
         self.iterations, self.earlier = iterations, earlier
         self.message = GaussianLadderCell(math.prod(self.engine.ladder.shapes[-1]), model.latent)
         with torch.no_grad():

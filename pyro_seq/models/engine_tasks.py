@@ -20,11 +20,13 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions import is_validation_enabled
 from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_seq.engines.base import Engine
 from pyro_seq.engines.rtagger import RTagger
+from pyro_seq.models.step_model import check_sequences, check_values
 from pyro_seq.nn.naming import unique_name
 from pyro_seq.ops.trees import map_tensors
 
@@ -78,7 +80,9 @@ class EngineTasks(PyroModule):
         class_weight: Factor on the log probability of classes.
 
     Raises:
-        ValueError: When a number is out of range, or in `forward` a shape does not fit.
+        TypeError: When the engine is none.
+        ValueError: When a number is out of range, or in `forward` a shape does not fit, an
+            observed frame cannot be scored, or a label is no class.
 
     Example:
         >>> import pyro
@@ -103,6 +107,8 @@ class EngineTasks(PyroModule):
         class_weight: float = 1.0,
     ) -> None:
         super().__init__(unique_name("enginetasks"))
+        if not isinstance(engine, Engine):
+            raise TypeError(f"engine must be an Engine; got {type(engine).__name__}")
         if iterations is not None and iterations < 1:
             raise ValueError(f"iterations must be at least 1; got {iterations}")
         if scale <= 0 or frame_weight < 0 or class_weight < 0:
@@ -123,6 +129,11 @@ class EngineTasks(PyroModule):
             mask: bool `(batch, time)`, True where observed.
             controls: Labels, `(batch, time, 1)`; None for none.
         """
+        check_sequences(x, mask, None, 0)
+        self.engine.check_frames(x, time=True)
+        if is_validation_enabled():
+            binary = isinstance(self.engine, RTagger) and self.engine.pixels == "bernoulli"
+            check_values(x, mask, None, (0.0, 1.0) if binary else None)
         found = self.foretold(x, mask)
         emission = found.emission if found.there is None else found.emission.mask(found.there)
         count = self.iterations or 1
@@ -188,10 +199,22 @@ class EngineTasks(PyroModule):
                 f"{tuple(labels.shape)}"
             )
         labels = labels.squeeze(-1)
+        if is_validation_enabled():
+            _check_labels(labels if mask is None else labels[mask], logits.shape[-1])
         known = labels >= 0 if mask is None else (labels >= 0) & mask
         classes = dist.Categorical(logits=logits, validate_args=False).mask(known)
         with poutine.scale(scale=self.class_weight):
             pyro.sample("y", classes.to_event(1), obs=torch.where(known, labels, 0).long())
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    """Raises a ValueError that shows the first label that is neither a class nor -1."""
+    wrong = ~((labels >= -1) & (labels < classes) & (labels == labels.round()))
+    if wrong.any():
+        raise ValueError(
+            f"controls must be labels from 0 to {classes - 1}, or -1 for none; got "
+            f"{labels[wrong][0].item():g}"
+        )
 
 
 def _shown(output: Any) -> Any:  # noqa: ANN401

@@ -29,7 +29,7 @@ from torch import Size, Tensor, nn
 
 from pyro_seq.distributions import GroupMixture
 from pyro_seq.models.step_model import SplitStepModel
-from pyro_seq.nn.arguments import check_choice
+from pyro_seq.nn.arguments import check_choice, check_mean, check_positive
 from pyro_seq.nn.repeated import RepeatedLinear
 from pyro_seq.nn.transitions import TRANSITIONS
 from pyro_seq.plugins import register
@@ -91,7 +91,10 @@ class GroupMixtureModel(SplitStepModel):
         super().__init__()
         check_choice("pixels", pixels, PIXELS)
         check_choice("transition", transition, tuple(TRANSITIONS))
-        _check(frame, groups, latent, mean if pixels == "bernoulli" else 0.5)
+        if isinstance(frame, int) or len(frame) < 2 or min(frame) < 1:
+            raise ValueError(f"frame must be (channels, *space), all positive; got {frame}")
+        check_positive(groups=groups, latent=latent)
+        mean = check_mean(mean, pixels)
         self.frame_shape, self.groups, self.latent = Size(frame), groups, latent
         self.pixels, self.mean = pixels, mean
         self.move = TRANSITIONS[transition](latent, 0, hidden)
@@ -139,13 +142,3 @@ class GroupMixtureModel(SplitStepModel):
     def transition(self, state: State, latents: Tensor, embedding: Any, u_t: Any) -> State:  # noqa: ANN401
         """What the latents of the next step will be drawn from."""
         return self.State(*self.move(latents, None))
-
-
-def _check(frame: Sequence[int], groups: int, latent: int, mean: float) -> None:
-    if isinstance(frame, int) or len(frame) < 2 or min(frame) < 1:
-        raise ValueError(f"frame must be (channels, *space), all positive; got {frame}")
-    for name, value in (("groups", groups), ("latent", latent)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value}")
-    if not 0 < mean < 1:
-        raise ValueError(f"mean of binary pixels must be between 0 and 1; got {mean}")

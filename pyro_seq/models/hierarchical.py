@@ -93,6 +93,9 @@ class HierarchicalTemporalModel(Presets, SplitStepModel):
         emission_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        for name, sizes in (("latents", latents), ("link", link)):
+            if isinstance(sizes, int):
+                raise TypeError(f"{name} must be a sequence of sizes; got {sizes}")
         if not latents or min(latents) < 1:
             raise ValueError(f"latents must be one positive size or more; got {tuple(latents)}")
         if transition not in TRANSITIONS:

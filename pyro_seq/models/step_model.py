@@ -395,8 +395,8 @@ def check_values(
         if low < bounds[0] or high > bounds[1]:
             raise ValueError(
                 f"x must lie between {bounds[0]:g} and {bounds[1]:g} for Bernoulli frames; got "
-                f"values between {low:.3g} and {high:.3g}. Scale the frames, or use "
-                "emission='normal'"
+                f"values between {low:.3g} and {high:.3g}. Scale the frames, or make the "
+                "model of real-valued ones: emission='normal', for groups pixels='gaussian'"
             )
     if controls is not None and not torch.isfinite(controls).all():
         raise ValueError(

@@ -62,8 +62,9 @@ class _Gate(nn.Module):
         self.stable = stable
 
     def forward(self, u: Tensor, h: Tensor) -> Tensor:
-        gate = self.gate(u)
-        return torch.lerp(self.mean(u), h, gate.sigmoid() if self.stable else gate)
+        gate, mean = self.gate(u), self.mean(u)
+        h = h.to(mean.dtype)  # under autocast it may have half the precision
+        return torch.lerp(mean, h, gate.sigmoid() if self.stable else gate)
 
 
 class G1(nn.Module):

@@ -70,6 +70,8 @@ class MeanTeacher(nn.Module):
             raise ValueError(
                 f"weight and ramp must not be negative; got weight={weight} and ramp={ramp}"
             )
+        if not isinstance(student, nn.Module):
+            raise TypeError(f"student must be a module; got {type(student).__name__}")
         self.decay, self.weight, self.ramp = decay, weight, ramp
         self.average = AveragedModel(student, avg_fn=self._average)
         self.average.requires_grad_(False)
@@ -107,7 +109,12 @@ class MeanTeacher(nn.Module):
         return self.weight * torch.exp(-5.0 * (1.0 - done).square())
 
     def update(self, student: nn.Module) -> None:
-        """Takes the student's present parameters into the average."""
+        """Takes the student's present parameters into the average.
+
+        Raises:
+            ValueError: For a network with other parameters.
+        """
+        self._check(student)
         self.average.update_parameters(student)
 
     def follow(self, student: nn.Module) -> Callback:
@@ -115,8 +122,21 @@ class MeanTeacher(nn.Module):
 
         Args:
             student: The network that is trained.
+
+        Raises:
+            ValueError: For a network with other parameters.
         """
+        self._check(student)
         return _Follow(self, student)
+
+    def _check(self, student: nn.Module) -> None:
+        """The average pairs parameters by their order, and stops where either has no more."""
+        ours, theirs = ([*n.parameters()] for n in (self.average.module, student))
+        if [p.shape for p in ours] != [p.shape for p in theirs]:
+            raise ValueError(
+                "student must have the parameters of the network that the teacher was made of, "
+                f"{[tuple(p.shape) for p in ours]}; got {[tuple(p.shape) for p in theirs]}"
+            )
 
     def _average(self, average: Tensor, now: Tensor, count: Tensor | int) -> Tensor:
         """With the rate of the update after as many."""

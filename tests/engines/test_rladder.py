@@ -205,3 +205,24 @@ def test_rows_that_do_not_fit(rows: list[Any], message: str) -> None:
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RLadder(**{"frame_shape": (1, 6, 6), "rows": ROWS, **options})
+
+
+def test_a_state_of_another_batch_is_refused() -> None:
+    ladder = RLadder((1, 6, 6), ROWS)
+    x = torch.rand(3, 2, 1, 6, 6)
+    _, state = ladder(x[:1])
+    with pytest.raises(ValueError, match=r"state must .* batch of x, \(3,\); got .* \(1, .*\)"):
+        ladder(x, state=state)
+    with pytest.raises(TypeError, match="state must be that of an earlier pass; got int"):
+        ladder.iterate(x[:, 0], 2, 1)
+
+
+@pytest.mark.parametrize("cell", ["conv_g1", "conv_g2", "conv_g3"])
+def test_ladders_run_under_autocast(cell: str) -> None:
+    ladder = RLadder((1, 6, 6), [ConvRow(3), ConvRow(3, cell=cell), LSTMRow(4)])
+    x = torch.rand(2, 3, 1, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs, _ = ladder(x)
+        outputs.prediction.float().square().sum().backward()
+    wanted, _ = ladder(x)
+    torch.testing.assert_close(outputs.prediction.float(), wanted.prediction, atol=0.1, rtol=0.1)

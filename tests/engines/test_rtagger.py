@@ -190,6 +190,10 @@ def test_classes_and_no_object() -> None:
         (torch.tensor([0, 3]), "labels must be from 0 to 2, or -1 for none; got from 0 to 3"),
         (torch.tensor([-2, 0]), "labels must be from 0 to 2, or -1 for none; got from -2 to 0"),
         (torch.tensor([0]), r"labels must be of shape \(2,\); got \(1,\)"),
+        (
+            torch.tensor([0.0, 1.0]),
+            r"labels must be int64; got torch.float32. Use labels.long\(\)",
+        ),
     ],
 )
 def test_wrong_labels(labels: Tensor, message: str) -> None:
@@ -262,6 +266,8 @@ def test_the_parent_has_no_recurrence() -> None:
         ({"pixels": "bernoulli", "noise": 0.0}, "noise must be positive.*; got 0.0"),
         ({"noise": -0.1}, "noise must be positive.*; got -0.1"),
         ({"pixels": "bernoulli", "mean": 1.0}, "mean of binary pixels .*; got 1.0"),
+        ({"mean": math.nan}, "mean must be finite; got nan"),
+        ({"frame_shape": 5}, "frame_shape must be .* all positive; got 5"),
         ({"frame_shape": (5,)}, r"frame_shape must be .* one axis or two; got \(5,\)"),
         ({"rows": [SoftMaxRow(3)]}, "rows must have one row or more below the head"),
         ({"d2e": "few"}, "d2e must be one of"),
@@ -270,3 +276,31 @@ def test_the_parent_has_no_recurrence() -> None:
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RTagger(**{"frame_shape": FRAME, "rows": ROWS, "groups": 2, **options})
+
+
+def test_sizes_and_means_of_another_type() -> None:
+    with pytest.raises(TypeError, match="groups must be an int; got 1.5"):
+        RTagger(FRAME, ROWS, 1.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="mean must be one number for all pixels; got Tensor"):
+        RTagger(FRAME, ROWS, 2, mean=torch.zeros(5))  # type: ignore[arg-type]
+    for pixels in ("gaussian", "bernoulli"):  # a mean that was computed
+        made = RTagger(FRAME, ROWS, 2, pixels=pixels, mean=torch.tensor(0.25))  # type: ignore[arg-type]
+        assert made.mean == 0.25
+
+
+def test_pixels_without_a_density_are_refused() -> None:
+    x = torch.rand(2, 3, *FRAME)
+    binary, real = (RTagger(FRAME, ROWS, 2, pixels=p) for p in ("bernoulli", "gaussian"))
+    for read, frames in ((RTagger.denoise, x[:, 0]), (RTagger.predict, x)):
+        with pytest.raises(ValueError, match="x must lie between 0 and 1 .* got values between"):
+            read(binary, 255 * frames)
+        with pytest.raises(ValueError, match="x must be torch.float32, .*; got torch.float64"):
+            read(real, frames.double())
+        for made in (binary, real):
+            with pytest.raises(ValueError, match="x must be finite where it is observed"):
+                read(made, torch.where(frames > 0.5, math.nan, frames))
+    with pytest.raises(TypeError, match="x must be a tensor of frames; got ndarray"):
+        real.denoise(x[:, 0].numpy())  # type: ignore[arg-type]
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    x[0, 2] = math.nan
+    assert real.predict(x, mask).cost.isfinite().all()

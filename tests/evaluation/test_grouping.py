@@ -208,3 +208,10 @@ def test_bad_input() -> None:
         adjusted_rand_index(segments, groups[:3])
     with pytest.raises(ValueError, match=r"masks must be.*\(12, 3, 4\); got shape \(12, 3, 4\)"):
         score_groups(segments, groups)
+    masks = torch.rand(12, 2, 3, 4)
+    with pytest.raises(ValueError, match="segments must be integers; got torch.float32"):
+        score_groups(segments.float(), masks)
+    with pytest.raises(ValueError, match="masks must be numbers; got NaN"):
+        score_groups(segments, masks * math.nan)
+    small = score_groups(segments.clamp(min=0).byte(), masks).ami
+    torch.testing.assert_close(small, score_groups(segments, masks).ami, equal_nan=True)

@@ -258,8 +258,9 @@ def test_training_closes_most_of_the_gap_to_the_exact_evidence(backward: bool) -
 def test_an_engine_that_mixes_sequences_is_warned_of() -> None:
     model = HierarchicalTemporalModel(4, latents=[2, 2], hidden=4)
     rows = [LinearRow(4, cell="none"), LSTMRow(3)]
-    with pytest.warns(UserWarning, match="RLadder normalises over batches"):
+    with pytest.warns(UserWarning, match="RLadder normalises over batches") as caught:
         LadderGuide(model, RLadder((4,), rows, norm="batch"))
+    assert caught[0].filename == __file__
 
 
 def test_bad_options_are_named() -> None:
@@ -277,3 +278,9 @@ def test_bad_options_are_named() -> None:
         LadderGuide(one, nn.Linear(1, 1))
     with pytest.raises(TypeError, match="model must be a StepModel; got Linear"):
         LadderGuide(nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="hidden must be one positive size or more; got 0"):
+        LadderGuide(one, hidden=0)
+    with pytest.raises(ValueError, match="prediction must not be negative; got -1"):
+        LadderGuide(one, prediction=-1.0)
+    with pytest.raises(ValueError, match="prediction must be 0 .* as the default one; got 0.1"):
+        LadderGuide(one, prediction=0.1)

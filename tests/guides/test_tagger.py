@@ -126,3 +126,14 @@ def test_what_does_not_fit_is_refused() -> None:
         TaggerGuide(model, units=[4]).double()(pictures(2, (1, 4, 4)))
     with pytest.raises(TypeError, match="step needs readouts; this tagger has readouts=False"):
         other.step(other.initial_state(torch.Size([2])), torch.zeros(2, *FRAME))
+    with pytest.raises(TypeError, match="units must be a sequence, of each row one size; got 4"):
+        TaggerGuide(model, units=4)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="x must be torch.float64, .*; got torch.float32"):
+        TaggerGuide(model, units=[4]).double()(pictures(2, FRAME).float())
+
+
+def test_a_tagger_that_normalises_over_batches_is_warned_of() -> None:
+    engine = RTagger(FRAME, [LinearRow(4)], 3, pixels="bernoulli", norm="batch", readouts=False)
+    with pytest.warns(UserWarning, match="RTagger normalises over batches") as caught:
+        TaggerGuide(model_of(), engine)
+    assert caught[0].filename == __file__

@@ -114,3 +114,23 @@ def test_what_does_not_fit_is_refused() -> None:
     headless = RTagger(FRAME, [LinearRow(4)], 2, norm="layer").double()
     with pytest.raises(ValueError, match="engine without a head of classes"):
         EngineTasks(headless, iterations=1)(x, None, torch.zeros(2, 1, 1))
+    with pytest.raises(TypeError, match="engine must be an Engine; got Linear"):
+        EngineTasks(nn.Linear(1, 1))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="mask must be bool"):
+        EngineTasks(ladder())(x.expand(-1, 3, *FRAME), torch.ones(2, 3))
+    with pytest.raises(ValueError, match="x must be torch.float64, .*; got torch.float32"):
+        EngineTasks(ladder())(x.expand(-1, 3, *FRAME).float())
+    with pytest.raises(ValueError, match="x must be finite where it is observed"):
+        EngineTasks(ladder())(x.expand(-1, 3, *FRAME) * math.nan)
+    with pytest.raises(ValueError, match="x must lie between 0 and 1 for Bernoulli frames"):
+        EngineTasks(grouping(), iterations=2)(x - 1)
+
+
+@pytest.mark.parametrize("label", [3.0, -2.0, 1.5, math.nan])
+def test_a_label_that_is_no_class_is_refused_where_it_is_observed(label: float) -> None:
+    x, labels = torch.zeros(2, 3, *FRAME).double(), torch.full((2, 3, 1), -1.0)
+    labels[0, 2] = label
+    with pytest.raises(ValueError, match=f"labels from 0 to 2, or -1 for none; got {label:g}"):
+        EngineTasks(ladder())(x, None, labels)
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    assert sites(EngineTasks(ladder()), x, mask, labels)["y"].tolist() == [0.0, 0.0]

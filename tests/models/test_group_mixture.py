@@ -82,6 +82,7 @@ def test_means_begin_at_the_mean_of_the_data() -> None:
         ({"frame": 12}, r"frame must be \(channels, \*space\), all positive; got 12"),
         ({"frame": (1, 0, 3)}, r"frame must be .*got \(1, 0, 3\)"),
         ({"mean": 1.0}, "mean of binary pixels must be between 0 and 1; got 1.0"),
+        ({"pixels": "gaussian", "mean": math.nan}, "mean must be finite; got nan"),
         ({"pixels": "poisson"}, "pixels must be one of bernoulli, gaussian; got 'poisson'"),
         ({"transition": "flow"}, "transition must be one of gated, linear; got 'flow'"),
     ],
@@ -92,5 +93,5 @@ def test_what_is_out_of_range_is_refused(options: dict[str, Any], message: str) 
 
 
 def test_binary_frames_must_lie_between_0_and_1() -> None:
-    with pytest.raises(ValueError, match="x must"):
+    with pytest.raises(ValueError, match="x must.*pixels='gaussian'"):
         drawn()(2 * torch.ones(1, 1, *FRAME).double())

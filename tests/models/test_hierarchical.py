@@ -181,3 +181,7 @@ def test_presets_and_bad_options() -> None:
         HierarchicalTemporalModel(3, transition="gru")
     with pytest.raises(ValueError, match="emission must be one of"):
         HierarchicalTemporalModel(3, emission="poisson")
+    with pytest.raises(TypeError, match="latents must be a sequence of sizes; got 2"):
+        HierarchicalTemporalModel(3, latents=2)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="link must be a sequence of sizes; got True"):
+        HierarchicalTemporalModel(3, link=True)  # type: ignore[arg-type]

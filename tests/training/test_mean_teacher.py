@@ -153,3 +153,9 @@ def test_bad_input() -> None:
         MeanTeacher(network, weight=-1.0)
     with pytest.raises(ValueError, match=r"one shape \(\*batch, classes\); got \(2, 3\)"):
         MeanTeacher(network).cost(torch.zeros(2, 3), torch.zeros(2, 4))
+    with pytest.raises(TypeError, match="student must be a module; got str"):
+        MeanTeacher("network")  # type: ignore[arg-type]
+    for other in (nn.Linear(2, 3), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))):
+        for take in (MeanTeacher(network).update, MeanTeacher(network).follow):
+            with pytest.raises(ValueError, match=r"student must have .*\[\(2, 2\), \(2,\)\]; got"):
+                take(other)
