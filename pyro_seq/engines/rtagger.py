@@ -274,7 +274,7 @@ class RTagger(Engine):
             raise ValueError(f"x must have two frames or more; got shape {tuple(x.shape)}")
         if mask is not None:
             self._check_mask(mask, x.shape[: dim + 1])
-        self._check_pixels(x if mask is None else x[mask])
+        self._check_pixels(x, mask)
         output, state = self(x, mask, state)
         target = x.narrow(dim, 1, x.shape[dim] - 1)
         if mask is not None:
@@ -351,9 +351,12 @@ class RTagger(Engine):
             return x + self.noise * torch.randn_like(x)
         return torch.where(torch.rand_like(x) < self.noise, 1 - x, x)
 
-    def _check_pixels(self, seen: Tensor) -> None:
-        """Raises a ValueError, on the CPU alone, unless all pixels have a density."""
-        if seen.device.type != "cpu" or not seen.numel():
+    def _check_pixels(self, x: Tensor, mask: Tensor | None = None) -> None:
+        """Raises a ValueError, on the CPU alone, unless all pixels observed have a density."""
+        if x.device.type != "cpu":
+            return
+        seen = x if mask is None else x[mask]
+        if not seen.numel():
             return
         low, high = (float(end) for end in seen.detach().aminmax())
         if not math.isfinite(low) or not math.isfinite(high):
