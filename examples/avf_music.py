@@ -126,7 +126,7 @@ PRESETS = {
         batch=8,
         crops_per_song=1,
         songs=6,
-        frames=16,
+        frames=25,
     ),
     "paper": DEFAULT._replace(
         sizes={"latent": 100, "hidden": 300, "prior": [500], "decoder": [500, 500]},

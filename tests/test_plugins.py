@@ -200,8 +200,8 @@ def lookup_error(site: Path, kind: str, name: str) -> str:
 def test_installed_plugin_is_listed_without_being_imported(site: Path) -> None:
     code = "import sys, pyro_seq as p; print(p.available('models'), 'tiny_plugin' in sys.modules)"
     assert python(site, "-c", code).stdout.split(") ") == [
-        "('absent', 'dmm', 'gtmm', 'hierarchical', 'kvae', 'srnn', 'svg', 'tiny', "
-        "'unimportable', 'vrnn'",
+        "('absent', 'dmm', 'group_mixture', 'gtmm', 'hierarchical', 'kvae', 'srnn', 'svg', "
+        "'tiny', 'unimportable', 'vrnn'",
         "False\n",
     ]
 

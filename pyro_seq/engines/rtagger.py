@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.util import is_validation_enabled
 from torch import Size, Tensor, nn
 
 from pyro_seq.distributions.group_mixture import GroupMixture
@@ -240,7 +241,8 @@ class RTagger(Engine):
             state: The state to begin with; None draws one.
 
         Raises:
-            ValueError: When a shape does not fit, or, on the CPU, a pixel has no density.
+            ValueError: When a shape does not fit, or, with Pyro's validation, a pixel has no
+                density.
         """
         self.check_frames(x)
         self._check_pixels(x)
@@ -266,7 +268,8 @@ class RTagger(Engine):
             The cost has `time - 1` steps, all else `time`.
 
         Raises:
-            ValueError: When a shape does not fit, or, on the CPU, a pixel has no density.
+            ValueError: When a shape does not fit, or, with Pyro's validation, a pixel has no
+                density.
         """
         self.check_frames(x, time=True)
         dim = x.dim() - len(self.frame_shape) - 1
@@ -352,8 +355,8 @@ class RTagger(Engine):
         return torch.where(torch.rand_like(x) < self.noise, 1 - x, x)
 
     def _check_pixels(self, x: Tensor, mask: Tensor | None = None) -> None:
-        """Raises a ValueError, on the CPU alone, unless all pixels observed have a density."""
-        if x.device.type != "cpu":
+        """With Pyro's validation, a ValueError unless all pixels observed have a density."""
+        if not is_validation_enabled():
             return
         seen = x if mask is None else x[mask]
         if not seen.numel():

@@ -20,7 +20,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions import is_validation_enabled
+from pyro.distributions.util import is_validation_enabled
 from pyro.nn import PyroModule
 from torch import Tensor
 

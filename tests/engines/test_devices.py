@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import pytest
 import torch
 from torch import Tensor
@@ -73,7 +74,7 @@ def data() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(("make", "loss"), CASES)
 def test_a_step_reads_no_tensor(make: Callable[[], Any], loss: Callable[..., Tensor]) -> None:
     engine, (x, mask) = make(), data()
-    with NoReading():
+    with pyro.validation_enabled(False), NoReading():
         loss(engine, x, mask).backward()
     with pytest.raises(AssertionError, match="a tensor was read"), NoReading():
         float(x.sum())

@@ -32,8 +32,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def filtering_guides() -> dict[str, Callable[..., FilteringGuide]]:
-    """All registered filtering guides, and variants of some."""
-    classes = {name: pyro_seq.get("guides", name) for name in pyro_seq.available("guides")}
+    """All registered filtering guides but those of one model alone, and variants of some."""
+    names = set(pyro_seq.available("guides")) - {"tagger"}
+    classes = {name: pyro_seq.get("guides", name) for name in sorted(names)}
     found = {
         name: lambda model, make=make, name=name: make(model, **SMALL.get(name, {}))
         for name, make in classes.items()
