@@ -12,8 +12,7 @@ BASELINES = ("halves", "quadrants", "connected", "k_means_2", "k_means_3")
 
 def groupings(runs: Sequence[dict[str, Any]]) -> str:
     """How each engine groups each data set, a line for every seed."""
-    runs = sorted(runs, key=lambda run: (run["config"]["dataset"], run["config"]["seed"]))
-    rows = [line(run, name) for run in runs for name in run["config"]["engine"]]
+    rows = sorted(line(run, name) for run in runs for name in run["config"]["engine"])
     columns = [
         "data", "engine", "norm", "seed", "first AMI", "last AMI", "later half", "given the frame",
         "last ARI", "nats per scene", "error %", "parameters", "seconds",
