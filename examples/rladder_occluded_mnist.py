@@ -463,7 +463,8 @@ def draw_figures(
             points = [(record["update"], record[key]) for record in records if key in record]
             panel.plot(*zip(*points, strict=True), label=name) if points else None
         panel.set(xlabel="update", title=f"validation: {title}")
-        panel.legend(fontsize="small")
+        if panel.lines:
+            panel.legend(fontsize="small")
     save_figure(panels, args.out / "training.png")
     panels = new_panels(3.4, 2.8, 2, share_y=False)
     for name, one in found.items():
@@ -474,7 +475,8 @@ def draw_figures(
     panels[1].plot(*over_steps(1e5 * copies.cpu()), "k:", label="copy of the last")
     for panel, title in zip(panels, titles.values(), strict=True):
         panel.set(xlabel="frame", title=f"test: {title}")
-        panel.legend(fontsize="small")
+        if panel.lines:
+            panel.legend(fontsize="small")
     save_figure(panels, args.out / "steps.png")
 
 
