@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 from _interface import save_figure
+from _training import Records
 from torch import Tensor
 
 from pyro_seq.data import Scenes
 from pyro_seq.evaluation import GroupScores, score_baselines, score_groups
 from pyro_seq.evaluation.bound import mean_of
-from pyro_seq.training import Callback
 
 __all__ = [
     "Groups",
@@ -56,12 +56,12 @@ class Groups(NamedTuple):
     posterior: Tensor | None = None
 
 
-class Watch(Callback):
+class Watch(Records):
     """Scores on validation scenes after each epoch, and in its record."""
 
     def __init__(self, find: Callable[[Scenes], Groups], scenes: Scenes) -> None:
+        super().__init__()
         self.find, self.scenes = find, scenes
-        self.records: list[dict[str, float]] = []
 
     def on_epoch_end(self, context: Any) -> None:  # noqa: ANN401
         """Once per epoch; the network is left as it was."""
@@ -71,14 +71,6 @@ class Watch(Callback):
         record = {"ami": mean_of_known(scores.ami[:, -1])[0]}
         self.records.append({"loss": context.record["loss"], **record})
         context.record |= {f"validation_{key}": value for key, value in record.items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The records so far."""
-        return {"records": self.records}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from those of a checkpoint."""
-        self.records = [*state["records"]]
 
 
 def whose(scenes: Scenes, steps: int) -> Tensor:

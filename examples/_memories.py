@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pyro.distributions as dist
 import torch
 from _interface import pick_device, save_figure
-from _training import Pair, Schedule, finish, train
+from _training import Pair, Records, Schedule, finish, train
 from torch import Tensor, nn
 
 from pyro_seq.data import Batch, FreshLoader, Recall
@@ -18,7 +18,6 @@ from pyro_seq.evaluation.memories import recall_ratio, replay_memory
 from pyro_seq.models import GTMM
 from pyro_seq.nn.mlp import mlp
 from pyro_seq.plugins import available, get
-from pyro_seq.training import Callback
 
 __all__ = [
     "FixedNormal",
@@ -52,12 +51,12 @@ class FixedNormal(nn.Module):
         return dist.Normal(loc, self.scale, validate_args=False).to_event(self.dims)
 
 
-class Measure(Callback):
+class Measure(Records):
     """Ratios of divergences on the validation sequences after each epoch, and in its record."""
 
     def __init__(self, sequences: Recall) -> None:
+        super().__init__()
         self.sequences = sequences
-        self.records: list[dict[str, float]] = []
 
     def on_epoch_end(self, context: Any) -> None:  # noqa: ANN401
         """Once per epoch, in one pass."""
@@ -65,14 +64,6 @@ class Measure(Callback):
         ratio = measured(free_energy(*pair, self.sequences.batch, seed=0), self.sequences)
         self.records.append({"loss": context.record["validation_loss"], **ratio})
         context.record |= {f"validation_{key}": value for key, value in ratio.items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The records so far."""
-        return {"records": self.records}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from those of a checkpoint."""
-        self.records = [*state["records"]]
 
 
 class Trained(NamedTuple):

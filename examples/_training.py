@@ -31,6 +31,7 @@ from pyro_seq.training import (
 
 __all__ = [
     "Pair",
+    "Records",
     "Schedule",
     "Units",
     "draw",
@@ -54,6 +55,21 @@ class Pair(NamedTuple):
 
     model: Any
     guide: Any
+
+
+class Records(Callback):
+    """What is measured after each epoch; a run that is resumed has it too."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The records so far."""
+        return {"records": self.records}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from those of a checkpoint."""
+        self.records = [*state["records"]]
 
 
 class Schedule(NamedTuple):

@@ -39,7 +39,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from _interface import overridden, parser, pick_device, save_figure
-from _training import Schedule, draw, finish, learn, prepare
+from _training import Records, Schedule, draw, finish, learn, prepare
 from pyro.nn import PyroModule
 from torch import Tensor
 
@@ -51,7 +51,7 @@ from pyro_seq.engines.presets import ABLATIONS, Ablation
 from pyro_seq.guides import NoLatents
 from pyro_seq.models import auxiliary
 from pyro_seq.nn.norms import estimate_statistics
-from pyro_seq.training import Callback, Context, MeanTeacher, SequenceLoss
+from pyro_seq.training import Context, MeanTeacher, SequenceLoss
 
 FRAMES = 5
 SHOWN = 2
@@ -200,12 +200,12 @@ class Tasks(PyroModule):
         return x + self.noise * torch.randn_like(x) if self.noise else x
 
 
-class Measure(Callback):
+class Measure(Records):
     """Errors on the validation sequences after each epoch."""
 
     def __init__(self, network: Network, data: Data, preset: Preset) -> None:
+        super().__init__()
         self.network, self.data, self.preset = network, data, preset
-        self.records: list[dict[str, float]] = []
 
     def on_epoch_end(self, context: Context) -> None:
         """Into the record of the epoch."""
@@ -213,14 +213,6 @@ class Measure(Callback):
         values = summary(renewed(self.network, self.data, self.preset, scenes), scenes)
         self.records.append({"update": float(context.step), **values})
         context.record |= {f"validation_{key}": value for key, value in values.items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The records so far."""
-        return {"records": self.records}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from those of a checkpoint."""
-        self.records = [*state["records"]]
 
 
 def main() -> None:
