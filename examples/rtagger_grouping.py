@@ -380,7 +380,7 @@ def train(
 ) -> float:
     """Train, or go on training; returns seconds."""
     generative = name == "generative"
-    epochs = preset.epochs * (2 if generative else 1)
+    epochs = preset.epochs * (4 if generative else 1)
     pixels = preset.size**2 * (preset.iterations if generative else 1)
     clip = preset.clip_norm * pixels
     rate = preset.learning_rate

@@ -5,11 +5,15 @@ r"""A neural inference engine as a guide: its decoder from the top down, each la
     q(z_t \mid z_{t-1}, x_{\le t}) = \prod_{l=L}^{1} q\big(z_t^l \mid d_l(t), z_t^{>l}, p_t^l\big)
 
 where :math:`p_t^l` is the prior of a latent given the latents before and above. Any such q is a
-density, whatever the engine computes, so that the bound is one. With a Gaussian prior
-:math:`N(m', 1 / \rho)` the decoder's message :math:`(l, \pi)` is combined with it by precision, as
-in eq. 18 of the paper,
+density, whatever the engine computes, so that the bound is one. A message from the decoder moves
+the free parameters :math:`\lambda` of the prior, or, if it is :math:`N(m', 1 / \rho)`, a message
+:math:`(l, \pi)` is combined with it by precision, as in eq. 18 of the paper,
 
-.. math:: q = N\Big(\frac{\pi l + \rho m'}{\pi + \rho}, \frac{1}{\pi + \rho}\Big)
+.. math::
+    q = q(\lambda_p + \Delta) \qquad\text{or}\qquad
+    q = N\Big(\frac{\pi l + \rho m'}{\pi + \rho}, \frac{1}{\pi + \rho}\Big).
+
+The latter is never wider than the prior.
 
 References:
     Prémont-Schwarz, Ilin, Hao, Rasmus, Boney, Valpola (2017), Recurrent ladder networks.
@@ -36,6 +40,7 @@ from pyro_seq.guides.prototype import Prototype, prototype
 from pyro_seq.guides.sites import LatentSite, check_names
 from pyro_seq.models.auxiliary import auxiliary
 from pyro_seq.models.step_model import StepModel
+from pyro_seq.nn.arguments import check_choice
 from pyro_seq.nn.gaussian_ladder import GaussianLadderCell
 from pyro_seq.nn.mlp import JointMLP
 from pyro_seq.nn.norms import IterationBatchNorm
@@ -46,6 +51,7 @@ from pyro_seq.plugins import register
 __all__ = ["LadderGuide", "LadderGuideState"]
 
 LIMIT = 7.5
+COMBINE = ("residual", "precision")
 
 
 class LadderGuideState(NamedTuple):
@@ -89,6 +95,8 @@ class LadderGuide(FilteringGuide):
             engine, with parameters of its own.
         units: Units of each level of the default engine; not read if there is an engine.
         hidden: Units of each hidden layer from the decoder to a message, or of the only one.
+        combine: `"residual"`, messages move the prior's free parameters, or `"precision"`, they
+            are combined with normal priors as in eq. 18; others are moved all the same.
         prediction: Weight of the engine's own task beside the bound, the squared error of its
             prediction of the next frame, summed over the frame; the default engine predicts none.
             See
@@ -100,8 +108,8 @@ class LadderGuide(FilteringGuide):
     Raises:
         TypeError: When the model is no step model.
         ValueError: When a latent has no reparametrised prior, or the engine has no decoder or
-            reads other frames, or predicts none where it is to be trained to, or for a size or
-            weight out of range.
+            reads other frames, or predicts none where it is to be trained to, for a size or
+            weight out of range, or an unknown way to combine.
 
     Example:
         >>> from pyro_seq.models import HierarchicalTemporalModel
@@ -120,9 +128,11 @@ class LadderGuide(FilteringGuide):
         backward: Any = False,  # noqa: ANN401
         units: int = 64,
         hidden: int | Sequence[int] = 64,
+        combine: str = "residual",
         prediction: float = 0.0,
     ) -> None:
         super().__init__(model)
+        check_choice("combine", combine, COMBINE)
         known = prototype(model)
         self.frame_shape, self.sizes = known.frame_shape, known.sizes
         layers = [hidden] if isinstance(hidden, int) else list(hidden)
@@ -150,7 +160,7 @@ class LadderGuide(FilteringGuide):
         for (name, sizes), size in zip(known.sizes.items(), features, strict=True):
             prior = sum(sizes.values())
             self.networks[name] = JointMLP([size, others + prior], layers)
-            self.messages[name] = _message(layers[-1], sizes)
+            self.messages[name] = _message(layers[-1], sizes, combine == "precision")
             others += known.values[name]
 
     def initial_state(self, batch_shape: Size) -> LadderGuideState:
@@ -215,7 +225,7 @@ class LadderGuide(FilteringGuide):
         return [torch.cat(both, -1) for both in zip(state.features, frame.encoding, strict=True)]
 
     def _posterior(self, site: LatentSite, hidden: Tensor, start: dict[str, Tensor]) -> Any:  # noqa: ANN401
-        """The prior combined with a message, or moved by it if it is of no normal kind."""
+        """The prior combined with a message, or moved by it."""
         message: Any = self.messages[site.name]
         if isinstance(message, GaussianLadderCell):
             q = message(hidden, start["loc"], -2 * start["scale"])
@@ -325,9 +335,9 @@ def _dense(known: Prototype, units: int) -> RLadder:
     return RLadder((known.frame_shape.numel(),), [ends[0], *rows, ends[1]], d2e="all")
 
 
-def _message(features: int, sizes: dict[str, int]) -> nn.Module:
+def _message(features: int, sizes: dict[str, int], precision: bool) -> nn.Module:
     """From hidden units to a message, or to moves of the prior's free parameters."""
-    if [*sizes] == ["loc", "scale"]:
+    if precision and [*sizes] == ["loc", "scale"]:
         return GaussianLadderCell(features, sizes["loc"])
     head = RepeatedLinear(features, sum(sizes.values()))
     with torch.no_grad():  # to begin with, close to the prior

@@ -27,6 +27,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "avf, reads all": ("avf", {"hidden": [8], "encodes": ALL_ENCODED, "normalise": "log"}),
     "avf, learnt descent": ("avf", {"hidden": [8], "update": "sgd", "gradient_scale": 1e-3}),
     "ladder, backward": ("ladder", {"units": 4, "hidden": 6, "backward": True}),
+    "ladder, precision": ("ladder", {"units": 4, "hidden": 6, "combine": "precision"}),
     "filter, residual": ("filter", {"hidden": 8, "residual": True}),
 }
 

@@ -75,7 +75,7 @@ class Copy(nn.Module):
 
 def marginalised(model: Static, chain: GaussianChain) -> LadderGuide:
     """A ladder guide whose messages have the latents between integrated out."""
-    guide = LadderGuide(model, Copy(), hidden=2).double()
+    guide = LadderGuide(model, Copy(), hidden=2, combine="precision").double()
     one = upward_messages(chain, torch.ones((), dtype=torch.float64))
     zero = upward_messages(chain, torch.zeros((), dtype=torch.float64))
     high = 1e3  # an ELU is the identity there
@@ -230,8 +230,31 @@ def test_any_engine_reads_frames_of_any_form() -> None:
     assert terms.free_energy.shape == (3, 4, 2)
 
 
+def test_q_begins_close_to_the_prior_and_may_be_wider_only_if_residual() -> None:
+    torch.manual_seed(0)
+    model = HierarchicalTemporalModel(FRAME, latents=[3, 2], hidden=4)
+    x = torch.rand(20, 4, FRAME)
+    divergences, widths = {}, {}
+    for combine in ("residual", "precision"):
+        guide = LadderGuide(model, units=4, hidden=5, combine=combine)
+        with torch.no_grad():
+            divergences[combine] = filter_sequences(guide, x).divergence.mean()
+            for message in guide.messages.parameters():
+                message.add_(torch.randn_like(message))
+            trace = poutine.trace(guide).get_trace(x)
+            prior = poutine.trace(poutine.replay(model, trace)).get_trace(x)
+        nodes = [(trace.nodes[n]["fn"], prior.nodes[n]["fn"]) for n in ("z2_3", "z1_3")]
+        widths[combine] = torch.cat([(q.stddev / p.stddev).flatten() for q, p in nodes])
+    assert divergences["residual"] < 0.1 < divergences["precision"]
+    assert widths["precision"].max() < 1
+    assert widths["residual"].min() < 1 < widths["residual"].max()
+
+
+@pytest.mark.parametrize("combine", ["residual", "precision"])
 @pytest.mark.parametrize("backward", [False, True])
-def test_training_closes_most_of_the_gap_to_the_exact_evidence(backward: bool) -> None:
+def test_training_closes_most_of_the_gap_to_the_exact_evidence(
+    backward: bool, combine: str
+) -> None:
     """On a linear model, whose evidence the Kalman algebra knows."""
     model = linear((2, 2))
     pyro.set_rng_seed(1)
@@ -239,7 +262,8 @@ def test_training_closes_most_of_the_gap_to_the_exact_evidence(backward: bool) -
     centred = x - model.emit[-1].parameters_of.bias[:FRAME]
     exact = evidence(model).log_prob(centred).sum()
     torch.manual_seed(0)
-    guide = LadderGuide(model, units=16, hidden=24, backward=backward).double()
+    options: dict[str, Any] = {"backward": backward, "combine": combine}
+    guide = LadderGuide(model, units=16, hidden=24, **options).double()
     bound, optimizer = FilteringELBO()(model, guide), torch.optim.Adam(guide.parameters(), 1e-2)
 
     def gap() -> float:
@@ -280,6 +304,8 @@ def test_bad_options_are_named() -> None:
         LadderGuide(nn.Linear(1, 1))
     with pytest.raises(ValueError, match="hidden must be one positive size or more; got 0"):
         LadderGuide(one, hidden=0)
+    with pytest.raises(ValueError, match="combine must be one of residual, precision; got 'no'"):
+        LadderGuide(one, combine="no")
     with pytest.raises(ValueError, match="prediction must not be negative; got -1"):
         LadderGuide(one, prediction=-1.0)
     with pytest.raises(ValueError, match="prediction must be 0 .* as the default one; got 0.1"):
