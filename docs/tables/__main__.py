@@ -18,7 +18,15 @@ from filters import iterations, iterations_of_video, music, music_levers, pendul
 from groupings import groupings, without_learning
 from kvae import box, environments, levers, pairs, starts
 from memories import recall, turns, walks
-from speed import bench, bench_filters, bench_memory, bench_memory_pairs, bench_online, bench_step
+from speed import (
+    bench,
+    bench_filters,
+    bench_ladders,
+    bench_memory,
+    bench_memory_pairs,
+    bench_online,
+    bench_step,
+)
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -84,6 +92,8 @@ def tables(folder: Path = RESULTS) -> dict[str, str]:
     if "benchmark_memory" in runs:
         made["bench_memory.md"] = bench_memory(runs["benchmark_memory"])
         made["bench_memory_pairs.md"] = bench_memory_pairs(runs["benchmark_memory"])
+    if "benchmark_ladders" in runs:
+        made["bench_ladders.md"] = bench_ladders(runs["benchmark_ladders"])
     return made
 
 

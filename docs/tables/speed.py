@@ -68,12 +68,7 @@ def bench_filters(report: dict[str, Any]) -> str:
             f"{ours['peak_mib']:.1f} / {other['peak_mib']:.1f}",
         ])  # fmt: skip
     columns = ["one training step", "against", "ratio", "of the fastest", "of CPU time", "target"]
-    machine = report["machine"]
-    note = (
-        f"`{machine['command']}`, {machine['cpu']}, one thread of {machine['cores']} cores, load "
-        f"average {machine['load_average']}, torch {machine['torch']}; medians."
-    )
-    return table([*columns, "ms", "operations", "peak MiB"], rows) + f"\n{note}\n"
+    return table([*columns, "ms", "operations", "peak MiB"], rows) + _made_by(report)
 
 
 def bench_online(report: dict[str, Any]) -> str:
@@ -101,12 +96,7 @@ def bench_memory(report: dict[str, Any]) -> str:
         for name, cost in report["results"]["memories"].items() if isinstance(cost, dict)
     ]  # fmt: skip
     columns = ["", "ratio", "of the fastest", "of CPU time", "launches per step", "peak MiB"]
-    machine = report["machine"]
-    note = (
-        f"`{machine['command']}`, {machine['cpu']}, one thread of {machine['cores']} cores, load "
-        f"average {machine['load_average']}, torch {machine['torch']}; medians."
-    )
-    return table(columns, rows) + f"\n{note}\n"
+    return table(columns, rows) + _made_by(report)
 
 
 def bench_memory_pairs(report: dict[str, Any]) -> str:
@@ -128,3 +118,37 @@ def bench_memory_pairs(report: dict[str, Any]) -> str:
         ])  # fmt: skip
     columns = ["", "against", "ratio", "of the fastest", "of CPU time", "target", "operations"]
     return table([*columns, "graph MiB", "peak MiB"], rows)
+
+
+def bench_ladders(report: dict[str, Any]) -> str:
+    """The convolutional LSTM, groups in one batch, and what a step of a ladder is made of."""
+    results, rows = report["results"], []
+    cells, step, groups = (results[k] for k in ("conv_lstm", "rladder_step", "rtagger_groups"))
+    for name, row, ours, other in (
+        ("ConvLSTM with two norms", cells["pyro_seq"], cells["pyro_seq"], cells["plain"]),
+        ("ConvLSTM without", bare := cells["pyro_seq, no norms"], bare, cells["plain"]),
+        (f"{groups['groups']} groups at once", groups, groups["together"], groups["alone"]),
+    ):
+        target = cells["target"] if ours is cells["pyro_seq"] else row.get("target", "")
+        rows.append([
+            name, "one after the other" if row is groups else "a plain cell",
+            f"{row['ratio_wall']:.2f}", f"{row['ratio_fastest']:.2f}", f"{row['ratio_cpu']:.2f}",
+            f"{target}", f"{ours['wall_ms']:.1f} / {other['wall_ms']:.1f}",
+            f"{ours['operations']} / {other['operations']}",
+            f"{ours['peak_mib']:.1f} / {other['peak_mib']:.1f}",
+        ])  # fmt: skip
+    columns = ["", "against", "ratio", "of the fastest", "of CPU time", "target", "ms"]
+    share = (
+        f"\nThe ladder of Table 5: {100 * step['share_of_convolutions']:.0f} % of the CPU time of "
+        f"{step['ms']:.0f} ms in convolutions (target {100 * step['target']:.0f} %).\n"
+    )
+    return table([*columns, "operations", "peak MiB"], rows) + share + _made_by(report)
+
+
+def _made_by(report: dict[str, Any]) -> str:
+    """The command and the machine."""
+    machine = report["machine"]
+    return (
+        f"\n`{machine['command']}`, {machine['cpu']}, one thread of {machine['cores']} cores, "
+        f"load average {machine['load_average']}, torch {machine['torch']}; medians.\n"
+    )
