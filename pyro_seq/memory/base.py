@@ -14,7 +14,7 @@ from torch import Size, Tensor, nn
 
 from pyro_seq.nn.arguments import check_positive
 from pyro_seq.nn.repeated import repeated
-from pyro_seq.ops.trees import map_tensors
+from pyro_seq.ops.trees import leaves, map_tensors
 
 __all__ = ["Context", "Memory"]
 
@@ -147,14 +147,17 @@ class Memory(nn.Module, ABC):
             after the last step.
 
         Raises:
+            TypeError: When an argument is no tensor, or the state is that of another memory.
             ValueError: When a shape does not fit, or there are more steps than slots in a memory
                 that does not wrap.
         """
         _check_over_time(z, controls, mask, features)
         *batch, time, _ = z.shape
         self.check_steps(time)
+        first = self.initial_state(Size(batch))
         if state is None:
-            state = self.initial_state(Size(batch))
+            state = first
+        _check_state(state, first)
         parts: tuple[Any, ...] = (z, controls, features)
         if mask is not None:
             seen = mask.unsqueeze(-1)
@@ -192,7 +195,7 @@ class Memory(nn.Module, ABC):
             features: `(*batch, frame_features)` or None.
 
         Raises:
-            ValueError: When one is missing, not expected, or of another size.
+            ValueError: When one is missing, not expected, or of another size or batch.
         """
         found = []
         for name, part, size in (
@@ -200,10 +203,11 @@ class Memory(nn.Module, ABC):
             ("z", z, self.latent),
             ("controls", u_t, self.controls),
         ):
-            if (0 if part is None else part.shape[-1]) != size:
+            expected = (*z.shape[:-1], size) if size else None
+            if (None if part is None else part.shape) != expected:
                 got = "none" if part is None else f"shape {tuple(part.shape)}"
                 raise ValueError(
-                    f"{name} must be (*batch, {size}) at each step of this memory; got {got}"
+                    f"{name} must be (*batch, {size}) = {expected} at each step; got {got}"
                     if size
                     else f"{name} must be None for a memory that was made without; got {got}"
                 )
@@ -215,23 +219,40 @@ class Memory(nn.Module, ABC):
 def _check_over_time(
     z: Tensor, controls: Tensor | None, mask: Tensor | None, features: Tensor | None
 ) -> None:
-    """Raises a ValueError that names the sequence whose shape does not fit that of z."""
-    if z.dim() < 2 or not z.shape[-2]:
-        raise ValueError(
-            f"z must be (*batch, time, latent) of one step or more; got shape {tuple(z.shape)}"
-        )
+    """Raises an error that names the sequence that is none, or does not fit z."""
     for name, part, words, tail in (
+        ("z", z, "(*batch, time, latent)", 1),
         ("controls", controls, "(*batch, time, controls)", 1),
         ("features", features, "(*batch, time, frame_features)", 1),
         ("mask", mask, "bool (*batch, time)", 0),
     ):
-        if part is not None and part.shape[: part.dim() - tail] != z.shape[:-1]:
+        if part is None and name != "z":
+            continue
+        if not isinstance(part, Tensor):
+            raise TypeError(f"{name} must be a tensor {words}; got {type(part).__name__}")
+        if name == "z" and (z.dim() < 2 or not z.shape[-2]):
+            raise ValueError(f"z must be {words} of one step or more; got shape {tuple(z.shape)}")
+        if part.shape[: part.dim() - tail] != z.shape[:-1]:
             raise ValueError(
                 f"{name} must be {words} with (*batch, time) = {tuple(z.shape[:-1])}; "
                 f"got shape {tuple(part.shape)}"
             )
     if mask is not None and mask.dtype != torch.bool:
         raise ValueError(f"mask must be bool (*batch, time); got {mask.dtype}. Use mask.bool()")
+
+
+def _check_state(state: Any, first: Any) -> None:  # noqa: ANN401
+    """Raises an error unless the state has the form of that before the first step."""
+    if type(state) is not type(first):
+        raise TypeError(
+            f"state must be the {type(first).__name__} of this memory; got {type(state).__name__}"
+        )
+    shapes, expected = ([tuple(part.shape) for part in leaves(tree)] for tree in (state, first))
+    if shapes != expected:
+        raise ValueError(
+            f"state must be that of this memory and batch, with tensors of shapes {expected}; "
+            f"got {shapes}"
+        )
 
 
 def _select(seen: Tensor, after: Any, before: Any) -> Any:  # noqa: ANN401

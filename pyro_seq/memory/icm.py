@@ -148,8 +148,10 @@ class ICM(Memory):
         check_positive(0, phases=phases)
         if phases and not controls:
             raise ValueError(f"phases must be 0 for a memory without controls; got {phases}")
-        if top_k is not None and not 1 <= top_k <= slots:
-            raise ValueError(f"top_k must be from 1 to slots={slots}, or None; got {top_k}")
+        if top_k is not None:
+            check_positive(top_k=top_k)
+            if top_k > slots:
+                raise ValueError(f"top_k must be at most slots={slots}, or None; got {top_k}")
         super().__init__(latent, slots=slots, heads=heads, controls=controls, wraps=ring)
         self.hidden, self.key, self.phases, self.top_k = hidden, key, phases, top_k
         self.context_includes_state = context_includes_state
@@ -205,7 +207,7 @@ class ICM(Memory):
         inputs = torch.cat(self.inputs(z, u_t, features), -1)
         h, c = lstm_step(self.cell, inputs, state.h, state.c)
         parts = self.interface(h)
-        phase = state.phase + self.turn(u_t) if self.phases else state.phase
+        phase = state.phase + self.turn(u_t.to(z)) if self.phases else state.phase
         step = self._prepare(state, z, parts, phase)
         if self.top_k is None:
             found, likeness = _dense(step, state)

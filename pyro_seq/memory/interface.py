@@ -98,6 +98,7 @@ class RowWriter(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("write", write, WRITES)
+        check_positive(latent=latent)
         if word is None:
             word = latent + (write == "latent_tag") * (_PAIR if previous else _TAG)
         check_positive(word=word)

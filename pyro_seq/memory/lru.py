@@ -105,6 +105,10 @@ class LRU(ControlledMemory):
                 f"write_heads must be at most heads={heads} and slots={slots}; got {write_heads}"
             )
         self.writes_key = write == "key"
+        if self.writes_key and (write_previous or tied_query):
+            raise ValueError(
+                "write_previous and tied_query need rows that hold the latent; got write='key'"
+            )
         write = "linear" if self.writes_key else write
         super().__init__(
             latent,

@@ -68,8 +68,10 @@ class GTMM(SplitStepModel):
         memory: The memory.
 
     Raises:
-        ValueError: For an unknown emission, options for a memory that is given, options that a
-            memory by name lacks, a memory of other latents or controls, or an encoder missing.
+        TypeError: If the memory is none.
+        ValueError: For an unknown emission, options for a memory or an emission that is given,
+            options that a memory by name lacks, a memory of other latents or controls, or an
+            encoder that is missing or that nothing reads.
 
     Example:
         >>> model = GTMM(6, latent=4, memory="dnc", memory_options={"slots": 5, "hidden": 8})
@@ -125,10 +127,15 @@ class GTMM(SplitStepModel):
         self.controls, self.decoder_context = controls, decoder_context
         self.memory = _made(memory, memory_options, latent, controls)
         self.reads_frames = self.memory.frame_features > 0
-        if self.reads_frames and encoder is None:
+        if self.reads_frames and not callable(encoder):
             raise ValueError(
                 "encoder must make features of the frames, of size "
-                f"{self.memory.frame_features}, for a memory that reads them; got None"
+                f"{self.memory.frame_features}, for a memory that reads them; got {encoder!r}"
+            )
+        if encoder is not None and not self.reads_frames:
+            raise ValueError(
+                "encoder must be None for a memory that reads no frames; got "
+                f"{type(encoder).__name__}. That of a guide is its own"
             )
         self.encoder = encoder
         context = self.memory.context
@@ -149,6 +156,11 @@ class GTMM(SplitStepModel):
             size = (size, *decoder)[-1]
         if isinstance(emission, str):
             emission = emission_head(emission, size, frame, **(emission_options or {}))
+        elif emission_options or not isinstance(emission, nn.Module):
+            raise ValueError(
+                "emission must be a name, or a module without emission_options; got "
+                f"{type(emission).__name__} and {emission_options}"
+            )
         self.emit = emission
 
     def check(self, x: Tensor | None, mask: Tensor | None, controls: Tensor | None) -> None:
@@ -176,7 +188,13 @@ class GTMM(SplitStepModel):
     def embed(self, x: Tensor, memory: None) -> tuple[Tensor, None]:
         """Features of each frame, `(batch, time, features)`."""
         assert self.encoder is not None
-        return self.encoder(x), memory
+        features, expected = self.encoder(x), (*x.shape[:2], self.memory.frame_features)
+        if features.shape != expected:
+            raise ValueError(
+                f"encoder must make features (batch, time, features) = {expected} of frames "
+                f"{tuple(x.shape)}; got shape {tuple(features.shape)}"
+            )
+        return features, memory
 
     def prepare(self, state: State, u_t: Tensor | None) -> State:
         """Takes the last latent into the memory, and reads it."""
@@ -213,23 +231,11 @@ def _made(
     memory: str | Memory, options: Mapping[str, Any] | None, latent: int, controls: int
 ) -> Memory:
     """The memory, of the sizes that the model has."""
+    if not isinstance(memory, str | Memory):
+        raise TypeError(f"memory must be a name or a Memory; got {memory!r}")
     if isinstance(memory, str):
-        make = get("memories", memory)
-        given = {"latent": latent, "controls": controls, **(options or {})}
-        missing = [
-            name
-            for name, parameter in signature(make).parameters.items()
-            if parameter.default is parameter.empty
-            and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-            and name not in given
-        ]
-        if missing:
-            raise ValueError(
-                f"memory_options must hold {', '.join(missing)} for the memory {memory!r}; "
-                f"got {dict(options or {})}"
-            )
-        return make(**given)
-    if options:
+        memory = _by_name(memory, options or {}, latent=latent, controls=controls)
+    elif options:
         raise ValueError(f"memory_options are for a memory by name; got {dict(options)}")
     for name, size in (("latent", latent), ("controls", controls)):
         if getattr(memory, name) != size:
@@ -237,3 +243,21 @@ def _made(
                 f"memory must have {name}={size}, as the model has; got {getattr(memory, name)}"
             )
     return memory
+
+
+def _by_name(name: str, options: Mapping[str, Any], **sizes: int) -> Memory:
+    """The memory of that name, or an error that says which options it lacks."""
+    make, given = get("memories", name), {**sizes, **options}
+    missing = [
+        option
+        for option, parameter in signature(make).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and option not in given
+    ]
+    if missing:
+        raise ValueError(
+            f"memory_options must hold {', '.join(missing)} for the memory {name!r}; "
+            f"got {dict(options)}"
+        )
+    return make(**given)
