@@ -23,6 +23,7 @@ from pyro_seq.models.step_handlers import (
     observe,
     touch,
 )
+from pyro_seq.nn.arguments import check_positive
 from pyro_seq.nn.naming import unique_name
 from pyro_seq.ops.trees import leaves, map_tensors
 
@@ -132,6 +133,7 @@ class StepModel(PyroModule):
         elif batch is None or time is None:
             raise ValueError("x must be given, or else batch= and time= of what to generate")
         else:
+            check_positive(batch=batch, time=time)
             self._check_controls(controls, batch, time)
         with pyro.plate("sequences", batch, dim=-1):
             shape = active_batch_shape()
@@ -164,10 +166,18 @@ class StepModel(PyroModule):
             Frames `(batch, time, *frame)`.
 
         Raises:
-            ValueError: When the controls do not fit.
+            TypeError: When a number is none, or the state is that of something else.
+            ValueError: When a number is not positive, or the controls do not fit.
         """
+        check_positive(batch=batch, time=time)
+        first = self.initial_state(Size((batch,)))
         if state is None:
-            state = self.initial_state(Size((batch,)))
+            state = first
+        if type(state) is not type(first):
+            raise TypeError(
+                f"state must be the {type(first).__name__} of a step of this model; got "
+                f"{type(state).__name__}"
+            )
         batch, frames = next(leaves(state)).shape[0], []
         self._check_controls(controls, batch, time)
         with pyro.poutine.block(), pyro.plate("sequences", batch, dim=-1):
@@ -186,6 +196,8 @@ class StepModel(PyroModule):
     def _check_controls(self, controls: Tensor | None, batch: int, time: int) -> None:
         """Raises a ValueError unless there are controls for what is to be generated."""
         expected = (batch, time, self.controls) if self.controls else None
+        if controls is not None and not isinstance(controls, Tensor):
+            raise TypeError(f"controls must be a tensor; got {type(controls).__name__}")
         got = None if controls is None else tuple(controls.shape)
         if got != expected:
             raise ValueError(
@@ -198,6 +210,8 @@ class StepModel(PyroModule):
         """Raises a ValueError that names the argument whose shape or values do not fit."""
         check_sequences(x, mask, controls, self.controls)
         if x is not None and is_validation_enabled():
+            kind = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
+            check_types(x, controls, kind)
             bounds = (getattr(part, "frame_bounds", None) for part in self.modules())
             check_values(x, mask, controls, next((b for b in bounds if b is not None), None))
 
@@ -380,6 +394,18 @@ def check_sequences(
         )
 
 
+def check_types(x: Tensor, controls: Tensor | None, kind: torch.dtype | None) -> None:
+    """Raises a ValueError when real numbers are not of the type of the model's parameters."""
+    if kind is None or torch.is_autocast_enabled(x.device.type):
+        return
+    for name, part in (("x", x), ("controls", controls)):
+        if part is not None and part.is_floating_point() and part.dtype != kind:
+            raise ValueError(
+                f"{name} must be of the type of the model's parameters, {kind}; got "
+                f"{part.dtype}. Use {name}.to({kind})"
+            )
+
+
 def check_values(
     x: Tensor, mask: Tensor | None, controls: Tensor | None, bounds: tuple[float, float] | None
 ) -> None:
@@ -389,6 +415,10 @@ def check_values(
         raise ValueError(
             "x must be finite where it is observed; got NaN or infinity. "
             "Set mask False for missing frames"
+        )
+    if bounds is not None and not x.is_floating_point():
+        raise ValueError(
+            f"x must be of real numbers for Bernoulli frames; got {x.dtype}. Use x.float()"
         )
     if bounds is not None and seen.numel():
         low, high = float(seen.min()), float(seen.max())

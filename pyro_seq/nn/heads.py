@@ -23,7 +23,10 @@ class NormalHead(nn.Module):
     Args:
         features: Size of f.
         shape: Event shape, or the size of a vector.
-        log_scales: Bounds of :math:`\log \sigma`.
+        log_scales: Bounds of :math:`\log \sigma`, the lower one first.
+
+    Raises:
+        ValueError: If the bounds are not two, or the lower one is not the first.
 
     Example:
         >>> import torch
@@ -39,6 +42,8 @@ class NormalHead(nn.Module):
     ) -> None:
         super().__init__()
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        if len(log_scales) != 2 or log_scales[0] > log_scales[1]:
+            raise ValueError(f"log_scales must be (lower, upper); got {log_scales}")
         self.log_scales = log_scales
         self.parameters_of = RepeatedLinear(features, 2 * math.prod(self.shape))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -33,7 +34,7 @@ def match_parameters(
         >>> width, sum(p.numel() for p in nn.LSTMCell(8, width).parameters())
         (45, 9900)
     """
-    if target <= 0:
+    if not 0 < target < math.inf:
         raise ValueError(f"target must be a positive number of parameters; got {target}")
     tried: dict[int, int] = {}
 

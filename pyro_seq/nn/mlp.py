@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from pyro_seq.nn.arguments import check_positive
 from pyro_seq.nn.repeated import RepeatedLinear
 
 __all__ = ["FlatFrames", "JointMLP", "mlp"]
@@ -24,9 +25,16 @@ def mlp(
         hidden: Units of each layer; the output is the last layer's.
         activation: Makes a nonlinearity.
         dropout: Probability that a unit is dropped in training.
+
+    Raises:
+        TypeError: If the layers are no sequence of ints.
+        ValueError: If a layer has no unit.
     """
+    if not isinstance(hidden, Sequence):
+        raise TypeError(f"units of layers must be a sequence, such as [64]; got {hidden!r}")
     layers: list[nn.Module] = []
     for width in hidden:
+        check_positive(units=width)
         layers += [RepeatedLinear(inputs, width), activation()]
         if dropout:
             layers.append(nn.Dropout(dropout))

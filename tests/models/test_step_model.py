@@ -353,6 +353,33 @@ def test_generating_needs_sizes() -> None:
         small()[0]()
 
 
+@pytest.mark.parametrize(("name", "value"), [("batch", 0), ("time", 0), ("batch", 2.5)])
+def test_numbers_of_what_is_generated(name: str, value: Any) -> None:  # noqa: ANN401
+    model, _, _ = small()
+    for call in (model.generate, model):
+        with pytest.raises((TypeError, ValueError), match=f"^{name} must be .*; got {value}"):
+            call(**{"batch": 2, "time": 3, name: value})
+
+
+def test_generating_goes_on_from_a_state_of_the_model_alone() -> None:
+    with pytest.raises(TypeError, match="state must be the SplitState .* got State"):
+        small()[0].generate(2, 3, state=Clock().initial_state(Size((2,))))
+
+
+def test_types_that_the_model_cannot_read_are_named() -> None:
+    model, guide, x = small(controls=1)
+    u = torch.zeros(2, 4, 1)
+    for call in (model, guide):
+        with pytest.raises(ValueError, match=r"x must be of the type .* Use x.to\(torch.float32\)"):
+            call(x.double(), None, u)
+        with pytest.raises(ValueError, match=r"controls must be of the type .* got torch.float64"):
+            call(x, None, u.double())
+        with pytest.raises(ValueError, match=r"x must be of real numbers .* Use x.float\(\)"):
+            call(x.long(), None, u)
+    with pytest.raises(TypeError, match="controls must be a tensor; got ndarray"):
+        model.generate(2, 4, u.numpy())
+
+
 def test_x_must_be_a_tensor() -> None:
     with pytest.raises(TypeError, match=r"x must be a tensor \(batch, time, \*frame\); got list"):
         small()[0]([[1.0]])
