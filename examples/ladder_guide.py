@@ -94,10 +94,10 @@ class Preset(NamedTuple):
     songs: int | None = None
 
 
-# About equal times on one core: three minutes, measured for a step of each.
-DIGITS = Preset(epochs={"filter": 56, "avf": 26, "ladder": 35, "smoother": 22})
+# About equal times on one core, three minutes or more: medians of steps taken in turn.
+DIGITS = Preset(epochs={"filter": 56, "avf": 40, "ladder": 44, "smoother": 35})
 MUSIC = DIGITS._replace(
-    epochs={"filter": 80, "avf": 31, "ladder": 52, "smoother": 35},
+    epochs={"filter": 80, "avf": 57, "ladder": 63, "smoother": 50},
     learning_rate=1e-3,
     clip_norm=2.0,
     annealed=0.5,
