@@ -241,7 +241,7 @@ def draw_measures(
             values = [record[key] for record in measure.records]
             panel.plot(range(1, len(values) + 1), values, "o-", ms=3, label=name)
         panel.set(xlabel="epoch", title=label)
-        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.locator_params(axis="x", integer=True)
     panels[0].legend(fontsize="small")
     save_figure(panels, args.out / "training.png")
 

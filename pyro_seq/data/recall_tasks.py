@@ -226,12 +226,10 @@ def _check_labels(task: str, bank: Pictures | Vectors, length: int) -> None:
             raise ValueError("bank: expected pictures in the task 'parity', got vectors.")
     else:
         classes = 0 if bank.labels is None else int(bank.labels.max()) + 1
+        if bank.labels is not None and bool((bank.labels < 0).any()):
+            raise ValueError(f"bank: expected labels from 0 on in the task {task!r}, got less.")
     if classes == 0:
         raise ValueError(f"bank: expected one with labels in the task {task!r}, got none.")
-    if task == "dynamic" and isinstance(bank, Pictures) and bool((bank.labels < 0).any()):
-        raise ValueError(
-            "bank: expected labels from 0 on in the task 'dynamic', got negative ones."
-        )
     if task == "dynamic" and classes > length:
         raise ValueError(
             f"length: expected at least {classes} frames in the task 'dynamic', one for every "

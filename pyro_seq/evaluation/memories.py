@@ -252,7 +252,7 @@ def plot_divergence(
                 f"{tuple(values.shape)}, recalled {None if recalled is None else recalled.shape}"
             )
     axes = axes or new_axes(6, 3.2)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     for number, (label, values) in enumerate(divergences.items()):
         steps = np.arange(1, len(values) + 1)
         axes.plot(steps, values.cpu().numpy(), "o-", ms=3, lw=1.3, color=f"C{number}", label=label)

@@ -204,10 +204,10 @@ class ICM(Memory):
         features: Tensor | None = None,
     ) -> tuple[Context, ICMState]:
         """Controller, the latent stored, and rows found."""
-        inputs = torch.cat(self.inputs(z, u_t, features), -1)
-        h, c = lstm_step(self.cell, inputs, state.h, state.c)
+        known = self.inputs(z, u_t, features)
+        h, c = lstm_step(self.cell, torch.cat(known, -1), state.h, state.c)
         parts = self.interface(h)
-        phase = state.phase + self.turn(u_t.to(z)) if self.phases else state.phase
+        phase = state.phase + self.turn(known[-1].to(z)) if self.phases else state.phase
         step = self._prepare(state, z, parts, phase)
         if self.top_k is None:
             found, likeness = _dense(step, state)

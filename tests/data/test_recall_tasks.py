@@ -218,7 +218,7 @@ def test_what_is_no_bank_or_number_is_named(options: dict, message: str) -> None
         (torch.rand(3, 2), torch.arange(2), r"labels in a tensor .* = \(3,\), got Tensor \(2,\)"),
         (torch.rand(3, 2), np.arange(3), r"labels in a tensor .* got ndarray \(3,\)"),
         (torch.rand(3, 2), torch.arange(3.0), "long labels, got torch.float32. Use labels.long"),
-        (torch.rand(3, 2), torch.arange(3) - 1, "labels from 0 on .* got negative ones"),
+        (torch.rand(3, 2), torch.arange(3) - 1, "labels from 0 on .* got less"),
     ],
 )
 def test_banks_that_do_not_fit_are_named(frames: Any, labels: Any, message: str) -> None:  # noqa: ANN401
