@@ -87,12 +87,12 @@ class _Step(NamedTuple):
 class ICM(Memory):
     r"""Introspective content memory.
 
-    Each step writes :math:`z_{t-1}` with the key :math:`A z_{t-1} + U h_{t-1}` to the next row,
-    the oldest where all are taken, and then looks up :math:`A z_{t-1} + Q^r h_t`: the two are
+    Each step writes :math:`z_{t-1}` with the key :math:`E z_{t-1} + B h_{t-1}` to the next row,
+    the oldest where all are taken, and then looks up :math:`E z_{t-1} + Q^r h_t`: the two are
     tied, so that a latent finds what was like it before anything is learnt. The row just written
     is no candidate; a learnt null row, of value zero, always is. Rows are in the order of time,
     so that the row after one found takes no links. Nothing about writing is learnt but the keys,
-    which to begin with are as unlike as the latents are (A is orthogonal).
+    which to begin with are as unlike as the latents are (E is orthogonal).
 
     Where there are controls, phases that turn with them are a place, and rows are also found by
     the place at which they were written: by whichever way one came back, once the turns of
