@@ -148,10 +148,7 @@ class ICM(Memory):
         check_positive(0, phases=phases)
         if phases and not controls:
             raise ValueError(f"phases must be 0 for a memory without controls; got {phases}")
-        if top_k is not None:
-            check_positive(top_k=top_k)
-            if top_k > slots:
-                raise ValueError(f"top_k must be at most slots={slots}, or None; got {top_k}")
+        _check_top_k(top_k, slots)
         super().__init__(latent, slots=slots, heads=heads, controls=controls, wraps=ring)
         self.hidden, self.key, self.phases, self.top_k = hidden, key, phases, top_k
         self.context_includes_state = context_includes_state
@@ -187,6 +184,7 @@ class ICM(Memory):
 
     def initial_state(self, batch_shape: Size) -> ICMState:
         """Zeros."""
+        _check_top_k(self.top_k, self.slots)  # which may have been changed
         zeros = self.cell.weight_hh.new_zeros(*batch_shape, self.hidden)
         latents = zeros.new_zeros(*batch_shape, self.slots, self.latent)
         keys = zeros.new_zeros(*batch_shape, self.slots, self.key + 2 * self.phases)
@@ -258,6 +256,14 @@ class ICM(Memory):
             parts["ways"].softmax(-1),
             positions,
         )
+
+
+def _check_top_k(top_k: int | None, slots: int) -> None:
+    """Raises an error unless so many rows can be read."""
+    if top_k is not None:
+        check_positive(top_k=top_k)
+        if top_k > slots:
+            raise ValueError(f"top_k must be at most slots={slots}, or None; got {top_k}")
 
 
 def _on_circle(phase: Tensor) -> Tensor:
