@@ -10,13 +10,14 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import torch
 
 __all__ = ["overridden", "parser", "pick_device", "save_figure", "write_json"]
 
 PRESETS = ("smoke", "default", "paper")
+KINDS = {float: {int, float}, tuple: {list}} | {k: {k} for k in (int, bool, str, list, dict)}
 
 
 def parser(description: str, out: str) -> argparse.ArgumentParser:
@@ -24,11 +25,13 @@ def parser(description: str, out: str) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    options.add_argument("--preset", choices=PRESETS, default="default")
+    options.add_argument("--preset", choices=PRESETS, default="default", help="which sizes")
     options.add_argument("--data-dir", type=Path, default=None, help="where data sets lie")
     options.add_argument("--out", type=Path, default=Path(out), help="folder for all results")
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    options.add_argument("--seed", type=int, default=0, help="seed of data and training")
+    options.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train"
+    )
     options.add_argument("--resume", action="store_true", help="go on from OUT/checkpoint")
     options.add_argument(
         "--set",
@@ -47,9 +50,14 @@ def overridden(options: argparse.ArgumentParser, preset: Any, texts: Sequence[st
         if field not in preset._fields:
             options.error(f"--set: expected one of {', '.join(preset._fields)}; got {field!r}")
         try:
-            preset = preset._replace(**{field: json.loads(value)})
+            new = json.loads(value)
         except json.JSONDecodeError as error:
             options.error(f"--set {field}: expected JSON; got {value!r} ({error})")
+        hint = get_type_hints(type(preset))[field]
+        if new is not None and type(new) not in KINDS.get(get_origin(hint) or hint, {type(new)}):
+            expected = hint if get_origin(hint) else hint.__name__
+            options.error(f"--set {field}: expected {expected}; got {value}")
+        preset = preset._replace(**{field: new})
     return preset
 
 

@@ -86,11 +86,16 @@ def choose(
     """
     known = available("memories")
     options.add_argument(
-        "--memory", nargs="+", default=None, metavar="NAME", help=", ".join(known)
+        "--memory",
+        nargs="+",
+        default=argparse.SUPPRESS,
+        metavar="NAME",
+        help=f"some of {', '.join(known)} (default: {' '.join(usual)})",
     )
     args = options.parse_args()
-    if args.memory is None:
+    if "memory" not in args:
         args.memory = list(smoke if args.preset == "smoke" else usual)
+    args.memory = list(dict.fromkeys(args.memory))
     unknown = [name for name in args.memory if name not in known]
     if unknown:
         options.error(f"--memory: expected some of {known}; got {unknown}")
@@ -234,8 +239,9 @@ def draw_measures(
     for panel, (key, label) in zip(panels, labels.items(), strict=True):
         for name, measure in measures.items():
             values = [record[key] for record in measure.records]
-            panel.plot(range(1, len(values) + 1), values, label=name)
+            panel.plot(range(1, len(values) + 1), values, "o-", ms=3, label=name)
         panel.set(xlabel="epoch", title=label)
+        panel.locator_params(axis="x", integer=True)
     panels[0].legend(fontsize="small")
     save_figure(panels, args.out / "training.png")
 

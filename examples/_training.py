@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyro
@@ -25,6 +27,7 @@ from pyro_seq.training import (
     CSVLogger,
     SequenceLoss,
     fit,
+    load_checkpoint,
     quadratic,
     warmup_cosine,
 )
@@ -202,6 +205,9 @@ def learn(
     annealing = [AnnealKL(loss, quadratic(schedule.kl_epochs))] if schedule.kl_epochs else []
     print(f"\nTraining {name}: {schedule.epochs} epochs of {len(loader)} steps", flush=True)
     folder = args.out / "checkpoint" / name
+    config = {"filter": name, "seed": args.seed, **config}
+    if args.resume:
+        _check_same(folder, config)
     result = fit(
         loss,
         loader,
@@ -214,7 +220,7 @@ def learn(
         checkpoint_dir=folder,
         resume=args.resume and folder.exists(),
         checkpoint_every=200,
-        config={"filter": name, **config},
+        config=config,
         early_stopping=schedule.patience,
         loggers=[CSVLogger(args.out / f"training_{name}.csv")],
         callbacks=[*annealing, *callbacks],
@@ -224,6 +230,18 @@ def learn(
     best = result.best["epoch"]
     print(f"  {result.steps} steps in {result.seconds:.0f} s, best epoch {best:.0f}", flush=True)
     return result.seconds
+
+
+def _check_same(folder: Path, config: Mapping[str, Any]) -> None:
+    """Exits unless a checkpoint to go on from is of a run with the same settings."""
+    there = load_checkpoint(folder) if folder.exists() else None
+    asked = json.loads(json.dumps(dict(config)))
+    for key, before in ({} if there is None else there.config).items():
+        if key not in ("epochs", "evaluated") and key in asked and asked[key] != before:
+            raise SystemExit(
+                f"--resume: {folder} was trained with {key} = {before}; got {asked[key]}. "
+                "Choose another folder with --out, or leave out --resume"
+            )
 
 
 def _groups(pair: Pair, schedule: Schedule) -> list[dict[str, Any]]:

@@ -53,9 +53,8 @@ from pyro_seq.evaluation import FreeEnergy, free_energy
 from pyro_seq.evaluation.maps import consistency
 from pyro_seq.evaluation.memories import continuation, replay_memory
 from pyro_seq.evaluation.step_plots import reconstructions
+from pyro_seq.memory import ICM, Introspection, Memory
 from pyro_seq.nn.mlp import FlatFrames, mlp
-
-IN_ORDER = ("icm", "introspection")
 
 
 class Preset(NamedTuple):
@@ -189,6 +188,8 @@ def arguments() -> tuple[argparse.Namespace, Preset]:
     preset = overridden(options, PRESETS[args.preset], args.set)
     if not 0 < preset.shown < preset.time:
         options.error(f"--set shown: expected from 1 to time - 1; got {preset.shown}")
+    if not preset.sides:
+        options.error("--set sides: expected one or more; got none")
     return args, preset
 
 
@@ -321,11 +322,19 @@ def draw_figures(
     times = range(max(1, preset.time // 5), preset.time + 1, max(1, preset.time // 5))
     save_figure(plot_overlays(shown, cells, preset.side, times), args.out / "walks.png")
     again = test.recalled[0].nonzero().flatten().tolist()[-4:]
-    for name in (name for name in trained.pairs if name in IN_ORDER and again):
-        weights = replay_memory(trained.pairs[name].guide, first).weights[0].amax(1)
+    for name, pair in trained.pairs.items():
+        if not again or not rows_are_steps(pair.model.memory, preset.time):
+            continue
+        weights = replay_memory(pair.guide, first).weights[0].amax(1)
         reads = reads_by_cell(weights, cells, preset.side**2)
         axes = plot_reads_on_map(shown["true"], reads, cells, preset.side, again)
         save_figure(axes, args.out / f"reads_on_map_{name}.png")
+
+
+def rows_are_steps(memory: Memory, time: int) -> bool:
+    """Whether row n of a memory holds the latent of step n, for all steps."""
+    ordered = isinstance(memory, ICM | Introspection) and memory.slots >= time
+    return ordered and getattr(memory, "order", "append") == "append"
 
 
 if __name__ == "__main__":

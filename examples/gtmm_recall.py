@@ -196,15 +196,17 @@ def main() -> None:
 def arguments() -> tuple[argparse.Namespace, Preset]:
     """The command line, and the preset with what it overrides."""
     options = parser(__doc__.splitlines()[0] if __doc__ else "", "runs/gtmm_recall")
-    options.add_argument("--task", choices=TASKS, default="perfect")
-    options.add_argument("--frames", choices=("digits", "vectors"), default="digits")
+    options.add_argument("--task", choices=TASKS, default="perfect", help="what is shown again")
+    options.add_argument(
+        "--frames", choices=("digits", "vectors"), default="digits", help="what a frame is"
+    )
     args = choose(options, ["icm", "introspection", "lstm"], ["introspection", "lstm"])
     if args.frames == "vectors" and args.task in ("parity", "one_shot"):
         options.error(f"--task {args.task} is about pictures; leave out --frames vectors")
-    preset = overridden(options, PRESETS[args.preset][args.frames], args.set)
-    if args.task == "dynamic" and args.frames == "digits" and preset.length < 10:
-        preset = preset._replace(length=10)  # each label is the place of a frame
-    return args, preset
+    preset = PRESETS[args.preset][args.frames]
+    if args.task == "dynamic" and args.frames == "digits":  # each label is the place of a frame
+        preset = preset._replace(length=max(preset.length, 10))
+    return args, overridden(options, preset, args.set)
 
 
 def load(args: argparse.Namespace, preset: Preset) -> Data:

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from pyro_seq.training import save_checkpoint
+
 ROOT = Path(__file__).parents[1]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 FILES = [p for p in sorted((ROOT / "pyro_seq").rglob("*.py")) if ">>>" in p.read_text()]
@@ -156,3 +158,37 @@ def test_unknown_dynamics_are_refused_before_anything_is_trained() -> None:
     )
     assert done.returncode == 2
     assert "--pairs: expected some of lstm, mlp, static; got 'gru'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batch=2.5", "--set batch: expected int; got 2.5"),
+        ('learning_rate="fast"', '--set learning_rate: expected float; got "fast"'),
+        ("encoder=5", "--set encoder: expected tuple[int, ...]; got 5"),
+        ("units=5", "--set: expected one of length, recalled"),
+        ("batch=x", "--set batch: expected JSON; got 'x'"),
+    ],
+)
+def test_a_field_of_another_type_is_refused(
+    text: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = ROOT / "examples" / "gtmm_recall.py"
+    monkeypatch.syspath_prepend(program.parent)
+    monkeypatch.setattr(sys, "argv", [str(program), "--set", "clip_norm=1", text])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(program), run_name="__main__")
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_is_resumed_with_its_own_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More epochs are a longer run; anything else is another one."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    same = importlib.import_module("_training")._check_same
+    save_checkpoint(tmp_path, {}, {"task": "perfect", "epochs": 2, "decoder": (5, 3)})
+    same(tmp_path / "none", {"task": "cued"})
+    same(tmp_path, {"task": "perfect", "epochs": 9, "decoder": [5, 3], "seed": 1})
+    with pytest.raises(SystemExit, match="was trained with task = perfect; got cued. Choose"):
+        same(tmp_path, {"task": "cued", "epochs": 2})

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from pyro_seq.data.arguments import check_numbers
 from pyro_seq.data.batch import Batch
 from pyro_seq.data.recall_tasks import Recall
 from pyro_seq.data.scenes import Scenes
@@ -38,7 +39,8 @@ class FreshLoader:
         whole: Whether what is known of the sequences, such as their labels, comes with them.
 
     Raises:
-        ValueError: If the number of batches is not positive.
+        TypeError: If a number is none; in a pass, if what was drawn has no batch.
+        ValueError: If the number of batches is not positive, or the seed is negative.
 
     Example:
         >>> from functools import partial
@@ -58,8 +60,8 @@ class FreshLoader:
         rank: int | None = None,
         whole: bool = False,
     ) -> None:
-        if batches < 1:
-            raise ValueError(f"batches: expected a positive number, got {batches}.")
+        check_numbers(batches=batches)
+        check_numbers(0, seed=seed)
         self.make = make
         self.batches = batches
         self.seed = seed
@@ -88,8 +90,19 @@ class FreshLoader:
             words = (self.seed, epoch, number, _rank() if self.rank is None else self.rank)
             seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
             came = self.make(seed=torch.Generator().manual_seed(seed))
-            yield came if self.whole or isinstance(came, Batch) else came.batch
+            yield came if self.whole else _batch(came)
         self.set_epoch(epoch + 1)
+
+
+def _batch(came: Recall | Scenes | Batch) -> Batch:
+    if isinstance(came, Batch):
+        return came
+    if not isinstance(came, Recall | Scenes):
+        raise TypeError(
+            f"make: expected a function that draws a Batch, Recall or Scenes, got one of "
+            f"{type(came).__name__}."
+        )
+    return came.batch
 
 
 def _rank() -> int:

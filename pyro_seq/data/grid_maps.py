@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_seq.data.arguments import check_numbers
 from pyro_seq.data.batch import Batch
-from pyro_seq.data.pictures import Pictures, Vectors, seeded
+from pyro_seq.data.pictures import Pictures, Vectors, check_bank, seeded
 from pyro_seq.data.recall_tasks import Recall
 
 __all__ = ["MOVES", "grid_map"]
@@ -45,7 +46,8 @@ def grid_map(
         the bank, unless it is of vectors.
 
     Raises:
-        ValueError: If a number is out of its range.
+        TypeError: If the bank, a number or the seed is none.
+        ValueError: If a number is out of its range, or the bank's frames and labels do not fit.
 
     Example:
         >>> maps = grid_map(Vectors(8), 4, time=10, seed=0)
@@ -56,9 +58,9 @@ def grid_map(
         M. Gemici, C.-C. Hung, A. Santoro, G. Wayne, S. Mohamed, D. J. Rezende, D. Amos, T.
         Lillicrap (2017). Generative Temporal Models with Memory. https://arxiv.org/abs/1702.04649
     """
-    for name, value, least in (("batch", batch, 1), ("time", time, 1), ("side", side, 2)):
-        if value < least:
-            raise ValueError(f"{name}: expected at least {least}, got {value}.")
+    check_numbers(batch=batch, time=time)
+    check_numbers(2, side=side)
+    check_bank(bank)
     generator = seeded(seed)
     pictures, rows = bank.sample((batch, side * side), generator)
     cells, actions = _walk(batch, time, side, generator)

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_seq.data.arguments import check_numbers
 from pyro_seq.data.batch import Batch
 from pyro_seq.data.pictures import Pictures, seeded
 from pyro_seq.data.scenes import Scenes, moved, placed, segment
@@ -73,7 +74,7 @@ def moving_digits(
         >>> scenes.frames.shape, scenes.segments.shape
         (torch.Size([4, 6, 1, 20, 20]), torch.Size([4, 6, 20, 20]))
     """
-    _check(batch=batch, time=time, digits=digits)
+    check_numbers(batch=batch, time=time, digits=digits)
     shape = tuple(bank.frames.shape[1:])
     if len(shape) != 3 or shape[0] != 1:
         raise ValueError(f"bank: expected pictures (1, height, width), got frames of {shape}.")
@@ -177,7 +178,7 @@ def moving_shapes(name: str, batch: int, *, time: int = 1, seed: int | torch.Gen
     """
     if name not in SHAPES:
         raise ValueError(f"name: expected one of {', '.join(SHAPES)}, got {name!r}.")
-    _check(batch=batch, time=time)
+    check_numbers(batch=batch, time=time)
     kinds, objects, size = SHAPES[name]
     generator = seeded(seed)
     labels = torch.randint(len(kinds), (batch, objects), generator=generator)
@@ -211,12 +212,6 @@ def _joined(
     batch = Batch(layers.amax(2, keepdim=True))
     scenes = Scenes(batch, labels, segment(layers, threshold), positions, info)
     return scenes.to(layers.device)
-
-
-def _check(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"{name}: expected a positive number, got {value}.")
 
 
 def _register(name: str, shapes: str) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pyro_seq.data.arguments import check_numbers
 from pyro_seq.data.batch import Batch
 from pyro_seq.data.pictures import Pictures, load_small_digits, seeded
 from pyro_seq.data.scenes import Scenes, moved, placed, segment
@@ -121,9 +122,7 @@ def _seen(visible: Tensor, positions: Tensor, digit: int) -> Tensor:
 
 def _check(bank: Pictures, batch: int, time: int) -> int:
     """Return the height of a digit, or raise."""
-    for name, value in (("batch", batch), ("time", time)):
-        if value < 1:
-            raise ValueError(f"{name}: expected a positive number, got {value}.")
+    check_numbers(batch=batch, time=time)
     shape = tuple(bank.frames.shape[1:])
     if len(shape) != 3 or shape[0] != 1 or shape[1] != shape[2]:
         raise ValueError(f"bank: expected square pictures (1, size, size), got frames of {shape}.")

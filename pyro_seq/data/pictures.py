@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -10,9 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_seq.data.arguments import check_numbers
 from pyro_seq.data.loaders import load_mnist
 
-__all__ = ["Pictures", "Vectors", "grey", "load_digits", "load_small_digits", "seeded"]
+__all__ = [
+    "Pictures",
+    "Vectors",
+    "check_bank",
+    "grey",
+    "load_digits",
+    "load_small_digits",
+    "seeded",
+]
 
 BINARY_SEED = 0
 SMALL_SEED = 0
@@ -134,7 +144,30 @@ def seeded(seed: int | torch.Generator) -> torch.Generator:
     """Return the generator that a seed stands for, or that was given as one."""
     if isinstance(seed, torch.Generator):
         return seed
-    return torch.Generator().manual_seed(seed)
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise TypeError(f"seed: expected an int or a torch.Generator, got {seed!r}.")
+    return torch.Generator().manual_seed(int(seed))
+
+
+def check_bank(bank: Pictures | Vectors) -> None:
+    """Raise an error unless frames, and labels if there are any, can be drawn from a bank."""
+    if isinstance(bank, Vectors):
+        check_numbers(size=bank.size)
+        check_numbers(0, classes=bank.classes)
+        return
+    if not isinstance(bank, Pictures):
+        raise TypeError(f"bank: expected Pictures or Vectors, got {type(bank).__name__}.")
+    frames, labels = bank
+    if not isinstance(frames, Tensor) or frames.dim() < 1 or not len(frames):
+        raise ValueError("bank: expected frames in a tensor (pictures, *frame), one or more.")
+    fits = labels is None or isinstance(labels, Tensor)
+    if not fits or (labels is not None and labels.shape != frames.shape[:1]):
+        raise ValueError(
+            f"bank: expected labels in a tensor (pictures,) = {tuple(frames.shape[:1])}, got "
+            f"{type(labels).__name__} {tuple(getattr(labels, 'shape', ()))}."
+        )
+    if labels is not None and labels.dtype != torch.int64:
+        raise ValueError(f"bank: expected long labels, got {labels.dtype}. Use labels.long().")
 
 
 def load_digits(

@@ -30,8 +30,9 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from pyro_seq.data.arguments import check_numbers
 from pyro_seq.data.batch import Batch
-from pyro_seq.data.pictures import Pictures, Vectors, seeded
+from pyro_seq.data.pictures import Pictures, Vectors, check_bank, seeded
 
 __all__ = ["RECALL_TASKS", "Recall", "RecallTask", "recall"]
 
@@ -124,8 +125,9 @@ def recall(
         pictures in the bank, unless it is of vectors.
 
     Raises:
-        ValueError: If the task is unknown, a number is out of its range, or the bank lacks the
-            labels that the task needs.
+        TypeError: If the bank, a number or the seed is none.
+        ValueError: If the task is unknown, a number is out of its range, the bank lacks the
+            labels that the task needs, or its frames and labels do not fit.
 
     Example:
         >>> test = recall("cued", Vectors(8), 100, length=20, recalled=5, seed=1)
@@ -203,8 +205,8 @@ def _check(
 ) -> None:
     if task not in RECALL_TASKS:
         raise ValueError(f"task: expected one of {', '.join(RECALL_TASKS)}, got {task!r}.")
-    if batch < 1:
-        raise ValueError(f"batch: expected a positive number of sequences, got {batch}.")
+    check_numbers(batch=batch, length=length, recalled=recalled)
+    check_bank(bank)
     least = 2 if task == "cued" else 1
     if not least <= recalled < length:
         raise ValueError(
@@ -224,6 +226,8 @@ def _check_labels(task: str, bank: Pictures | Vectors, length: int) -> None:
             raise ValueError("bank: expected pictures in the task 'parity', got vectors.")
     else:
         classes = 0 if bank.labels is None else int(bank.labels.max()) + 1
+        if bank.labels is not None and bool((bank.labels < 0).any()):
+            raise ValueError(f"bank: expected labels from 0 on in the task {task!r}, got less.")
     if classes == 0:
         raise ValueError(f"bank: expected one with labels in the task {task!r}, got none.")
     if task == "dynamic" and classes > length:

@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_seq.data.arguments import check_numbers
 from pyro_seq.data.batch import Batch
 from pyro_seq.data.pictures import Pictures, seeded
 from pyro_seq.data.ray_caster import render, scene
@@ -87,9 +88,8 @@ def render_rotations(
     Raises:
         ValueError: If a number is out of its range.
     """
-    for name, value in (("scenes", scenes), ("time", time), ("size", size)):
-        if value < 1:
-            raise ValueError(f"{name}: expected a positive number, got {value}.")
+    check_numbers(scenes=scenes, time=time, size=size)
+    check_numbers(0, pillars=pillars, seed=seed)
     if cache_dir is None:
         return _render(scenes, time, pillars, size, seed)
     name = f"rotation{CACHE_VERSION}_{scenes}x{time}_{size}px_{pillars}pillars_seed{seed}.npz"
@@ -164,8 +164,9 @@ def rotation(
         >>> turns.batch.x.shape, turns.recalled[0].nonzero().flatten().tolist()
         (torch.Size([2, 20, 3, 32, 32]), [16, 17, 18, 19])
     """
-    if batch < 1:
-        raise ValueError(f"batch: expected a positive number of sequences, got {batch}.")
+    check_numbers(batch=batch)
+    if not isinstance(scenes, Rotations | None):
+        raise TypeError(f"scenes: expected Rotations or None, got {type(scenes).__name__}.")
     generator = seeded(seed)
     if scenes is None:
         number = int(torch.randint(2**62, (), generator=generator))

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_seq.data.arguments import check_numbers
 from pyro_seq.data.batch import Batch
 from pyro_seq.data.pictures import Pictures, grey, load_small_digits, seeded
 from pyro_seq.data.scenes import Scenes, fold, moved, placed
@@ -180,14 +181,8 @@ def _check(
     thicken: int,
     scales: tuple[float, float],
 ) -> None:
-    for name, value, least in (
-        ("batch", batch, 1),
-        ("time", time, 1),
-        ("magnify", magnify, 1),
-        ("thicken", thicken, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name}: expected at least {least}, got {value}.")
+    check_numbers(batch=batch, time=time, magnify=magnify)
+    check_numbers(0, thicken=thicken)
     for name, pictures in (("bank", bank), ("textures", textures)):
         shape = tuple(pictures.frames.shape[1:])
         if len(shape) != 3 or shape[0] != 1 or shape[1] != shape[2] or shape[1] < 2:

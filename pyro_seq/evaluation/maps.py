@@ -108,8 +108,16 @@ def reads_by_cell(weights: Tensor, cells: Tensor, count: int) -> Tensor:
 
     Returns:
         `(*batch, time, count)`; what is left to 1 was read of rows not yet written, or not at all.
+
+    Raises:
+        ValueError: If a shape does not fit.
     """
     time = cells.shape[-1]
+    if weights.shape[:-1] != cells.shape or weights.shape[-1] < time:
+        raise ValueError(
+            "weights must be (*batch, time, slots), slots as many as steps or more, and cells "
+            f"(*batch, time); got {tuple(weights.shape)} and {tuple(cells.shape)}"
+        )
     rows = weights[..., 1:time]  # step 1 is in row 1
     place = cells[..., None, : time - 1].expand(rows.shape)
     return weights.new_zeros(*weights.shape[:-1], count).scatter_add(-1, place, rows)

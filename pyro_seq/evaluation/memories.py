@@ -26,6 +26,7 @@ from pyro_seq.guides.filtering import FilteringGuide
 from pyro_seq.memory import Context
 from pyro_seq.models.gtmm import GTMM
 from pyro_seq.models.step_handlers import predicted
+from pyro_seq.nn.arguments import check_positive
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +49,7 @@ class RecallRatio(NamedTuple):
         rho: The ratio of the two means; 0 for a perfect memory, 1 for none.
         kl_before: Mean divergence of the steps that nothing before them predicts.
         kl_recall: Mean divergence of the steps to be recalled.
-        last_frame_kl: Mean divergence of the last step of each sequence.
+        last_frame_kl: Mean divergence of the last step, of the sequences with a frame there.
         rho_se: Standard error of rho over sequences.
     """
 
@@ -71,7 +72,8 @@ def recall_ratio(energy: FreeEnergy, *, recalled: Tensor, before: Tensor) -> Rec
         The ratio and what it is made of.
 
     Raises:
-        ValueError: If a shape does not fit, or there is no step of one kind.
+        ValueError: If a shape does not fit, there is no step of one kind, or one of them has no
+            frame: its divergence is zero, and would count as recall.
 
     Example:
         >>> kl = torch.tensor([[4.0, 4.0, 1.0], [2.0, 4.0, 2.0]], dtype=torch.float64)
@@ -89,6 +91,9 @@ def recall_ratio(energy: FreeEnergy, *, recalled: Tensor, before: Tensor) -> Rec
             )
         if not steps.any():
             raise ValueError(f"{name} must hold one step or more; it is False everywhere")
+        missing = int((steps.cpu() & ~energy.mask).sum())
+        if missing:
+            raise ValueError(f"{name} must be steps with a frame; of {missing} it is missing")
     kl, recalled, before = energy.divergence, recalled.cpu(), before.cpu()
     late, early = ((kl * steps).sum(1) for steps in (recalled, before))
     counts = recalled.sum(1), before.sum(1)
@@ -97,7 +102,7 @@ def recall_ratio(energy: FreeEnergy, *, recalled: Tensor, before: Tensor) -> Rec
     # of a ratio of means, to first order
     each = late / counts[0].double().mean() - rho * early / counts[1].double().mean()
     error = each.std() / kl_before / len(kl) ** 0.5 if len(kl) > 1 else torch.tensor(torch.nan)
-    last = kl[:, -1].mean()
+    last = kl[energy.mask[:, -1], -1].mean()
     return RecallRatio(*(float(v) for v in (rho, kl_before, kl_recall, last, error)))
 
 
@@ -119,16 +124,18 @@ def replay_memory(
         say where each head read.
 
     Raises:
-        TypeError: If the model has no memory.
+        TypeError: If it is no guide, or its model has no memory.
         ValueError: If frames are missing and the memory reads frames.
     """
+    if not isinstance(guide, FilteringGuide):
+        raise TypeError(f"guide must be a filtering guide; got {type(guide).__name__}")
     model = guide.model
     if not isinstance(model, GTMM):
         raise TypeError(f"guide must be of a GTMM; its model is a {type(model).__name__}")
     with evaluating(guide, model, seed=seed):
         placed: Batch = place(model, as_batch(batch))
-        if model.reads_frames and placed.mask is not None:
-            raise ValueError("mask must be None for a memory that reads frames")
+        if model.reads_frames and placed.mask is not None and not placed.mask.all():
+            raise ValueError("mask must be True everywhere for a memory that reads frames")
         draws = guide(*placed)
         z = torch.stack([draws[f"z_{t + 1}"] for t in range(placed.x.shape[1])], 1)
         features = model.embed(placed.x, None)[0] if model.reads_frames else None
@@ -162,11 +169,15 @@ def continuation(
         `(sequences, time, *frame)` on the CPU, the first `shown` of them as they were given.
 
     Raises:
+        TypeError: If it is no guide of a step model, or `shown` is no int.
         ValueError: If `shown` is not a number of steps of the sequences.
     """
+    if not isinstance(guide, FilteringGuide):
+        raise TypeError(f"guide must be a filtering guide; got {type(guide).__name__}")
     whole = as_batch(batch)
     count, time = whole.x.shape[:2]
-    if not 0 <= shown <= time:
+    check_positive(0, shown=shown)
+    if shown > time:
         raise ValueError(f"shown must be a number of steps from 0 to {time}; got {shown}")
     seen = (torch.arange(time, device=whole.x.device) < shown).expand(count, time)
     mask = seen if whole.mask is None else seen & whole.mask
@@ -194,18 +205,21 @@ def nearer_share(frames: Tensor, own: Tensor) -> float:
         The share of all steps and all pairs of two sequences, ties not counted: 1/2 by chance.
 
     Raises:
-        ValueError: If the shapes differ, or there are fewer than two sequences.
+        ValueError: If the shapes differ, there are fewer than two sequences or no step, or a
+            value is NaN or infinite.
 
     Example:
         >>> own = torch.tensor([[[0.0]], [[1.0]], [[5.0]]])
         >>> nearer_share(torch.tensor([[[0.1]], [[0.2]], [[5.0]]]), own)
         0.8333333333333334
     """
-    if frames.shape != own.shape or frames.dim() < 3 or len(frames) < 2:
+    if frames.shape != own.shape or frames.ndim < 3 or len(frames) < 2 or not frames.shape[1]:
         raise ValueError(
-            "frames and own must be (sequences, steps, *frame) of one shape, two sequences or "
-            f"more; got {tuple(frames.shape)} and {tuple(own.shape)}"
+            "frames and own must be (sequences, steps, *frame) of one shape, two sequences and a "
+            f"step or more; got {tuple(frames.shape)} and {tuple(own.shape)}"
         )
+    if not (frames.isfinite().all() and own.isfinite().all()):
+        raise ValueError("frames and own must be finite; got NaN or infinity")
     made, others = (part.transpose(0, 1).flatten(2).double() for part in (frames, own))
     apart = torch.cdist(made, others)  # steps, sequences, sequences
     nearer = apart.diagonal(dim1=1, dim2=2).unsqueeze(2) < apart
@@ -227,8 +241,18 @@ def plot_divergence(
 
     Returns:
         The axes.
+
+    Raises:
+        ValueError: If a shape does not fit.
     """
+    for label, values in divergences.items():
+        if values.ndim != 1 or (recalled is not None and recalled.shape != values.shape):
+            raise ValueError(
+                f"divergences must be (time,) each, as the steps recalled; {label!r} is "
+                f"{tuple(values.shape)}, recalled {None if recalled is None else recalled.shape}"
+            )
     axes = axes or new_axes(6, 3.2)
+    axes.locator_params(axis="x", integer=True)
     for number, (label, values) in enumerate(divergences.items()):
         steps = np.arange(1, len(values) + 1)
         axes.plot(steps, values.cpu().numpy(), "o-", ms=3, lw=1.3, color=f"C{number}", label=label)
@@ -245,19 +269,22 @@ def plot_read_weights(weights: Tensor, axes: Axes | None = None) -> Axes:
 
     Args:
         weights: Of one sequence, `(time, heads, slots)`.
-        axes: Where to draw a memory of one head; a new figure by default.
+        axes: Where to draw a memory of one head; by default a new figure, of a panel per head.
 
     Returns:
         The axes of the first head.
 
     Raises:
-        ValueError: If the weights are of another shape, or there is no head.
+        ValueError: If the weights are of another shape, there is no head, or more than one for
+            the axes.
     """
-    if weights.dim() != 3 or not weights.shape[1]:
+    if weights.ndim != 3 or not weights.shape[1]:
         raise ValueError(
             f"weights must be (time, heads, slots), one head or more; got {tuple(weights.shape)}"
         )
     heads = weights.shape[1]
+    if axes is not None and heads > 1:
+        raise ValueError(f"axes are for weights of one head, weights[:, :1]; got {heads} heads")
     panels = [axes] if axes is not None else new_panels(2.2, 2.2, heads)
     for number, panel in enumerate(panels):
         picture = weights[:, number].T.cpu().numpy()

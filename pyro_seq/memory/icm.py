@@ -87,12 +87,12 @@ class _Step(NamedTuple):
 class ICM(Memory):
     r"""Introspective content memory.
 
-    Each step writes :math:`z_{t-1}` with the key :math:`A z_{t-1} + U h_{t-1}` to the next row,
-    the oldest where all are taken, and then looks up :math:`A z_{t-1} + Q^r h_t`: the two are
+    Each step writes :math:`z_{t-1}` with the key :math:`E z_{t-1} + B h_{t-1}` to the next row,
+    the oldest where all are taken, and then looks up :math:`E z_{t-1} + Q^r h_t`: the two are
     tied, so that a latent finds what was like it before anything is learnt. The row just written
     is no candidate; a learnt null row, of value zero, always is. Rows are in the order of time,
     so that the row after one found takes no links. Nothing about writing is learnt but the keys,
-    which to begin with are as unlike as the latents are (A is orthogonal).
+    which to begin with are as unlike as the latents are (E is orthogonal).
 
     Where there are controls, phases that turn with them are a place, and rows are also found by
     the place at which they were written: by whichever way one came back, once the turns of
@@ -148,10 +148,7 @@ class ICM(Memory):
         check_positive(0, phases=phases)
         if phases and not controls:
             raise ValueError(f"phases must be 0 for a memory without controls; got {phases}")
-        if top_k is not None:
-            check_positive(top_k=top_k)
-            if top_k > slots:
-                raise ValueError(f"top_k must be at most slots={slots}, or None; got {top_k}")
+        _check_top_k(top_k, slots)
         super().__init__(latent, slots=slots, heads=heads, controls=controls, wraps=ring)
         self.hidden, self.key, self.phases, self.top_k = hidden, key, phases, top_k
         self.context_includes_state = context_includes_state
@@ -187,6 +184,7 @@ class ICM(Memory):
 
     def initial_state(self, batch_shape: Size) -> ICMState:
         """Zeros."""
+        _check_top_k(self.top_k, self.slots)  # which may have been changed
         zeros = self.cell.weight_hh.new_zeros(*batch_shape, self.hidden)
         latents = zeros.new_zeros(*batch_shape, self.slots, self.latent)
         keys = zeros.new_zeros(*batch_shape, self.slots, self.key + 2 * self.phases)
@@ -204,10 +202,10 @@ class ICM(Memory):
         features: Tensor | None = None,
     ) -> tuple[Context, ICMState]:
         """Controller, the latent stored, and rows found."""
-        inputs = torch.cat(self.inputs(z, u_t, features), -1)
-        h, c = lstm_step(self.cell, inputs, state.h, state.c)
+        known = self.inputs(z, u_t, features)
+        h, c = lstm_step(self.cell, torch.cat(known, -1), state.h, state.c)
         parts = self.interface(h)
-        phase = state.phase + self.turn(u_t.to(z)) if self.phases else state.phase
+        phase = state.phase + self.turn(known[-1].to(z)) if self.phases else state.phase
         step = self._prepare(state, z, parts, phase)
         if self.top_k is None:
             found, likeness = _dense(step, state)
@@ -258,6 +256,14 @@ class ICM(Memory):
             parts["ways"].softmax(-1),
             positions,
         )
+
+
+def _check_top_k(top_k: int | None, slots: int) -> None:
+    """Raises an error unless so many rows can be read."""
+    if top_k is not None:
+        check_positive(top_k=top_k)
+        if top_k > slots:
+            raise ValueError(f"top_k must be at most slots={slots}, or None; got {top_k}")
 
 
 def _on_circle(phase: Tensor) -> Tensor:

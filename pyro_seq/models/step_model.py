@@ -401,7 +401,7 @@ def check_types(x: Tensor, controls: Tensor | None, kind: torch.dtype | None) ->
     for name, part in (("x", x), ("controls", controls)):
         if part is not None and part.is_floating_point() and part.dtype != kind:
             raise ValueError(
-                f"{name} must be of the type of the model's parameters, {kind}; got "
+                f"{name} must have the type of the model's parameters, {kind}; got "
                 f"{part.dtype}. Use {name}.to({kind})"
             )
 

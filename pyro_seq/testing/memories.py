@@ -315,7 +315,8 @@ def double_memory_stays_double(case: MemoryCase) -> None:
     """A memory and latents in float64 give contexts and states in float64."""
     memory, inputs = _made(case)
     context, state = memory.double()(*_part(inputs, Tensor.double))
-    for part in (*context, *leaves(state)):
+    first = memory.initial_state(Size((BATCH,)))
+    for part in (*context, *leaves(state), *leaves(first)):
         exact = part.dtype == torch.float64 or not part.is_floating_point()
         require(exact, f"context or state is {part.dtype}.")
 

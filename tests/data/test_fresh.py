@@ -65,8 +65,18 @@ def test_controls_and_plain_batches_pass_through() -> None:
 
 
 def test_an_epoch_needs_a_batch() -> None:
-    with pytest.raises(ValueError, match="batches: expected a positive number, got 0"):
+    with pytest.raises(ValueError, match="batches: expected at least 1, got 0"):
         FreshLoader(MAKE, 0)
+    with pytest.raises(TypeError, match=r"batches: expected an int, got 1\.5"):
+        FreshLoader(MAKE, 1.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="seed: expected at least 0, got -1"):
+        FreshLoader(MAKE, 1, seed=-1)
+
+
+def test_what_is_drawn_has_a_batch() -> None:
+    loader = FreshLoader(lambda seed: torch.zeros(3), 1)
+    with pytest.raises(TypeError, match="make: expected a function .* got one of Tensor"):
+        next(iter(loader))
 
 
 def train(

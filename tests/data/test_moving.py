@@ -81,11 +81,11 @@ def test_shapes_move_in_eight_directions() -> None:
 def test_bad_input() -> None:
     with pytest.raises(ValueError, match="name: expected one of squares12.*got 'shapes'"):
         moving_shapes("shapes", 1, seed=0)
-    with pytest.raises(ValueError, match="time: expected a positive number, got 0"):
+    with pytest.raises(ValueError, match="time: expected at least 1, got 0"):
         moving_shapes("shapes12", 1, time=0, seed=0)
     with pytest.raises(ValueError, match=r"size: expected at least that of a digit.*got 20"):
         moving_digits(BANK, 1, size=20, seed=0)
-    with pytest.raises(ValueError, match="digits: expected a positive number, got 0"):
+    with pytest.raises(ValueError, match="digits: expected at least 1, got 0"):
         moving_digits(BANK, 1, digits=0, seed=0)
     with pytest.raises(ValueError, match=r"bank: expected pictures \(1, height, width\)"):
         moving_digits(Pictures(torch.zeros(2, 3, 4, 4)), 1, seed=0)

@@ -114,7 +114,7 @@ def test_small_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ValueError, match="batch: expected a positive number, got 0"):
+    with pytest.raises(ValueError, match="batch: expected at least 1, got 0"):
         occluded_digits(BANK, 0, seed=0)
     with pytest.raises(ValueError, match="size: expected a multiple of 8 pixels, got 30"):
         occluded_digits(BANK, 1, size=30, seed=0)

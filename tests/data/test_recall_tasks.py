@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import math
 import os
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -159,8 +162,8 @@ def test_frames_are_gathered_on_the_device_of_the_bank(task: str) -> None:
     ("task", "options", "message"),
     [
         ("cue", {}, "task: expected one of perfect, one_shot, parity, dynamic, cued, got 'cue'"),
-        ("perfect", {"batch": 0}, "batch: expected a positive number of sequences, got 0"),
-        ("perfect", {"recalled": 0}, "recalled: expected from 1 frames to less than length = 12"),
+        ("perfect", {"batch": 0}, "batch: expected at least 1, got 0"),
+        ("perfect", {"recalled": 0}, "recalled: expected at least 1, got 0"),
         ("perfect", {"recalled": 12}, "recalled: expected from 1 .* got 12"),
         ("cued", {"recalled": 1}, "recalled: expected from 2 frames .*'cued', got 1"),
         ("parity", {"odd": 2}, "odd: expected the class 0 or 1, got 2"),
@@ -186,3 +189,43 @@ def test_tasks_on_digits_have_right_classes() -> None:
     assert torch.equal(told, came.labels[:, :5] % 2)
     centre = came.frames[:, 20:, 0, 12:16, 12:16].mean((2, 3))
     assert centre[told == 1].mean() > 0.5 > 0.2 > centre[told == 0].mean()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bank": None}, "bank: expected Pictures or Vectors, got NoneType"),
+        ({"bank": torch.rand(3, 4)}, "bank: expected Pictures or Vectors, got Tensor"),
+        ({"bank": Vectors(2.5)}, r"size: expected an int, got 2\.5"),
+        ({"batch": 2.5}, r"batch: expected an int, got 2\.5"),
+        ({"length": 6.0}, r"length: expected an int, got 6\.0"),
+        ({"recalled": "2"}, "recalled: expected an int, got '2'"),
+        ({"seed": None}, "seed: expected an int or a torch.Generator, got None"),
+        ({"seed": 1.5}, r"seed: expected an int or a torch.Generator, got 1\.5"),
+    ],
+)
+def test_what_is_no_bank_or_number_is_named(options: dict, message: str) -> None:
+    given = {"bank": Vectors(4), "batch": 2, "length": 6, "recalled": 2, "seed": 0} | options
+    with pytest.raises(TypeError, match=message):
+        recall("perfect", **given)
+
+
+@pytest.mark.parametrize(
+    ("frames", "labels", "message"),
+    [
+        (torch.rand(0, 2), None, "bank: expected frames in a tensor .* one or more"),
+        (np.zeros((3, 2)), None, "bank: expected frames in a tensor"),
+        (torch.rand(3, 2), torch.arange(2), r"labels in a tensor .* = \(3,\), got Tensor \(2,\)"),
+        (torch.rand(3, 2), np.arange(3), r"labels in a tensor .* got ndarray \(3,\)"),
+        (torch.rand(3, 2), torch.arange(3.0), "long labels, got torch.float32. Use labels.long"),
+        (torch.rand(3, 2), torch.arange(3) - 1, "labels from 0 on .* got less"),
+    ],
+)
+def test_banks_that_do_not_fit_are_named(frames: Any, labels: Any, message: str) -> None:  # noqa: ANN401
+    with pytest.raises(ValueError, match=message):
+        recall("dynamic", Pictures(frames, labels), 2, length=6, recalled=2, seed=0)
+
+
+def test_a_seed_may_be_of_numpy() -> None:
+    draw = partial(recall, "perfect", Vectors(3), 2, length=4, recalled=1)
+    assert torch.equal(draw(seed=np.int64(3)).frames, draw(seed=3).frames)

@@ -201,11 +201,24 @@ def test_batches_of_rendered_scenes_are_made_on_their_device(rotations: Rotation
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch": 0}, "batch: expected a positive number of sequences, got 0"),
-        ({"time": 0}, "time: expected a positive number, got 0"),
+        ({"batch": 0}, "batch: expected at least 1, got 0"),
+        ({"time": 0}, "time: expected at least 1, got 0"),
         ({"pillars": 5}, "pillars: expected from 0 to 4, got 5"),
     ],
 )
 def test_errors_name_the_argument(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
+        rotation(**{"batch": 1, "seed": 0} | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"time": 2.5}, r"time: expected an int, got 2\.5"),
+        ({"pillars": 1.5}, r"pillars: expected an int, got 1\.5"),
+        ({"scenes": 5}, "scenes: expected Rotations or None, got int"),
+    ],
+)
+def test_what_is_no_number_is_named(options: dict, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
         rotation(**{"batch": 1, "seed": 0} | options)

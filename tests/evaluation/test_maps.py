@@ -60,6 +60,9 @@ def test_reads_fall_on_the_cells_of_the_rows() -> None:
     reads = reads_by_cell(weights, cells, 4)
     torch.testing.assert_close(reads[0, 3], torch.tensor([0.3, 0.0, 0.5, 0.0]))
     assert not reads[0, :3].any()
+    for wrong in (weights[..., :3], weights[:, :3]):
+        with pytest.raises(ValueError, match=r"weights must be \(\*batch, time, slots\), slots"):
+            reads_by_cell(wrong, cells, 4)
 
 
 def test_visits_are_drawn_over_each_other() -> None:

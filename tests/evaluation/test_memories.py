@@ -67,9 +67,23 @@ def test_bad_steps_are_named(recalled: torch.Tensor, message: str) -> None:
         recall_ratio(energy(torch.ones(2, 4)), recalled=recalled, before=before)
 
 
+def test_steps_without_a_frame_are_no_recall() -> None:
+    """Their divergence is zero."""
+    mask = torch.tensor([[True, True, True], [False, True, True], [True, True, False]])
+    kl = torch.tensor([[1.0, 4.0, 1.0], [0.0, 4.0, 3.0], [1.0, 4.0, 0.0]]).double()
+    found = energy(kl)._replace(mask=mask)
+    last = torch.tensor([[False, False, True]] * 3)
+    middle = last.roll(-1, 1)
+    with pytest.raises(ValueError, match="recalled must be steps with a frame; of 1 it is miss"):
+        recall_ratio(found, recalled=last, before=middle)
+    ratio = recall_ratio(found, recalled=last & mask, before=middle)
+    assert (ratio.rho, ratio.last_frame_kl) == (0.5, 2.0)
+
+
 def pair(memory: str) -> NeuralFilter:
     own = {"frame_features": 3} if memory == "lstm" else {"slots": 4, "heads": 2}
-    model = GTMM(3, latent=2, memory=memory, memory_options=own, encoder=FlatFrames())
+    encoder = FlatFrames() if memory == "lstm" else None
+    model = GTMM(3, latent=2, memory=memory, memory_options=own, encoder=encoder)
     return NeuralFilter(model, hidden=4)
 
 
@@ -89,8 +103,14 @@ def test_replay_names_what_it_cannot_do() -> None:
     x, mask = torch.ones(5, 4, 3), torch.ones(5, 4, dtype=torch.bool)
     with pytest.raises(TypeError, match="guide must be of a GTMM; its model is a DMM"):
         replay_memory(NeuralFilter(DMM(3, latent=2), hidden=4), x)
-    with pytest.raises(ValueError, match="mask must be None for a memory that reads frames"):
-        replay_memory(pair("lstm"), (x, mask, None))
+    guide = pair("lstm")
+    for call in (lambda: replay_memory(guide.model, x), lambda: continuation(guide.model, x, 2)):
+        with pytest.raises(TypeError, match="guide must be a filtering guide; got GTMM"):
+            call()
+    assert replay_memory(guide, (x, mask, None)).features.isfinite().all()
+    mask[0, 2] = False
+    with pytest.raises(ValueError, match="mask must be True everywhere for a memory that reads"):
+        replay_memory(guide, (x, mask, None))
     sequences = recall("perfect", Vectors(3), 4, length=3, recalled=1, seed=0)
     with pytest.raises(TypeError, match="got a Recall. Use its .batch"):
         replay_memory(pair("dnc"), sequences)
@@ -131,6 +151,8 @@ def test_a_continuation_goes_on_from_the_latents_that_it_shows() -> None:
 def test_a_continuation_names_a_step_that_is_not_there() -> None:
     with pytest.raises(ValueError, match="shown must be a number of steps from 0 to 4; got 5"):
         continuation(pair("icm"), torch.ones(1, 4, 3), 5)
+    with pytest.raises(TypeError, match=r"shown must be an int; got 1\.5"):
+        continuation(pair("icm"), torch.ones(1, 4, 3), 1.5)  # type: ignore[arg-type]
 
 
 def test_nearer_share_is_that_of_a_loop() -> None:
@@ -144,6 +166,8 @@ def test_nearer_share_is_that_of_a_loop() -> None:
     assert nearer_share(own, own) == 1.0
     with pytest.raises(ValueError, match="frames and own must be .* got .5, 3, 2, 2. and .5, 2"):
         nearer_share(frames, own[:, :2])
+    with pytest.raises(ValueError, match="frames and own must be finite"):
+        nearer_share(frames, own.log())
 
 
 def test_plots() -> None:
@@ -156,3 +180,14 @@ def test_plots() -> None:
     assert len(axes.figure.axes) == 2 and axes.get_ylabel() == "slot"
     with pytest.raises(ValueError, match=r"weights must be \(time, heads, slots\).*got \(4, 0, 0"):
         plot_read_weights(torch.zeros(4, 0, 0))
+    with pytest.raises(ValueError, match=r"axes are for weights of one head, .* got 2 heads"):
+        plot_read_weights(weights, axes)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "recalled"),
+    [(torch.ones(5, 3), None), (torch.ones(3), torch.ones(5, 3)), (torch.ones(3), torch.ones(4))],
+)
+def test_plotted_steps_fit(divergence: torch.Tensor, recalled: torch.Tensor | None) -> None:
+    with pytest.raises(ValueError, match=r"divergences must be \(time,\) each, .*'dnc' is"):
+        plot_divergence({"dnc": divergence}, recalled)

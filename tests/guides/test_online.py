@@ -375,7 +375,7 @@ def test_bad_pairs_are_named() -> None:
         ({"control": None}, r"controls must have the size .* controls, 2; got none"),
         ({"control": torch.zeros(4, 3)}, r"control must be \(batch, controls\) = \(4, 2\)"),
         ({"next_control": torch.zeros(1, 2)}, r"next_control must be .* the 4 streams; got sh"),
-        ({"x": torch.full((4, 5), torch.nan)}, "x must be finite where it is observed"),
+        ({"x": torch.full((4, 5), torch.nan).double()}, "x must be finite where it is observed"),
     ],
 )
 def test_bad_frames_are_named(change: dict[str, Any], message: str) -> None:

@@ -40,6 +40,10 @@ def test_a_size_is_an_integer(name: str, size: str) -> None:
 def test_the_number_of_rows_read_is_an_integer() -> None:
     with pytest.raises(TypeError, match=r"top_k must be an int; got 2\.0"):
         ICM(2, 3, top_k=2.0)  # type: ignore[arg-type]
+    memory = ICM(2, 3, hidden=4)
+    memory.top_k = 4
+    with pytest.raises(ValueError, match="top_k must be at most slots=3, or None; got 4"):
+        memory(torch.zeros(1, 2, 2))
 
 
 @pytest.mark.parametrize("name", ["dnc", "lru", "ntm"])

@@ -33,7 +33,7 @@ def made(memory: str, controls: int = 0, **options: Any) -> GTMM:  # noqa: ANN40
     own: dict[str, Any] = {"hidden": 6}
     if memory == "lstm":
         own["frame_features"] = FRAME
-        options["encoder"] = FlatFrames()
+        options.setdefault("encoder", FlatFrames())
     else:
         own |= {"slots": TIME, "heads": 2}
     model = GTMM(
@@ -229,6 +229,18 @@ def test_a_decoder_of_the_caller() -> None:
         ({"memory": DNC(7, 4)}, "memory must have latent=3, as the model has; got 7"),
         ({"memory": DNC(3, 4, controls=1)}, "memory must have controls=0, .* got 1"),
         (
+            {"memory": "dnc", "memory_options": {"slots": 4, "latent": 5}},
+            "memory must have latent=3, as the model has; got 5",
+        ),
+        ({"memory": DNC(3, 4), "encoder": nn.Flatten(2)}, "encoder must be None .* got Flatten"),
+        (
+            {"memory": DNC(3, 4), "emission": nn.Identity(), "emission_options": {"width": 1.0}},
+            "emission must be a name, or a module without emission_options",
+        ),
+        ({"memory": DNC(3, 4), "emission": None}, "emission must be a name, .* got NoneType"),
+        ({"memory": DNC(3, 4), "log_scales": (3, -6)}, r"log_scales must be \(lower, upper\)"),
+        ({"memory": DNC(3, 4), "prior": (0,)}, "units must be at least 1; got 0"),
+        (
             {"memory": DNC(3, 4), "memory_options": {"slots": 4}},
             "memory_options are for a memory by name; got .'slots': 4.",
         ),
@@ -248,6 +260,25 @@ def test_a_decoder_of_the_caller() -> None:
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GTMM(FRAME, latent=LATENT, **{**SIZES, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"memory": DNC}, "memory must be a name or a Memory; got <class .*DNC"),
+        ({"memory": None}, "memory must be a name or a Memory; got None"),
+        ({"memory": DNC(3, 4), "prior": 64}, r"must be a sequence, such as \[64\]; got 64"),
+    ],
+)
+def test_options_of_other_types_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        GTMM(FRAME, latent=LATENT, **{**SIZES, **options})
+
+
+def test_features_of_frames_that_do_not_fit_are_named() -> None:
+    model = made("lstm", encoder=nn.Flatten(1))
+    with pytest.raises(ValueError, match=r"encoder must make features .* got shape"):
+        filter_sequences(NeuralFilter(model, hidden=4).double(), data()[0])
 
 
 def test_too_many_steps_for_a_memory_that_does_not_wrap_are_named() -> None:

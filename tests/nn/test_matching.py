@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -38,8 +40,9 @@ def test_out_of_reach() -> None:
         match_parameters(lstm, 5)
     with pytest.raises(ValueError, match="nearest to 1e.09 parameters is 1344, at width 16"):
         match_parameters(lstm, 1e9, most=16)
-    with pytest.raises(ValueError, match="target must be a positive number"):
-        match_parameters(lstm, 0)
+    for target in (0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="target must be a positive number"):
+            match_parameters(lstm, target)
 
 
 def test_random_numbers_go_on_as_if_nothing_was_built() -> None:

@@ -29,6 +29,7 @@ FAULTS = {
     "forgets": "past_latents_are_remembered",
     "accepts anything": "wrong_inputs_are_refused",
     "float32": "double_memory_stays_double",
+    "float32 at first": "double_memory_stays_double",
     "hidden constant": "copies_agree",
 }
 
@@ -55,7 +56,8 @@ class ToyMemory(Memory):
     def initial_state(self, batch_shape: Size) -> ToyState:
         self.kept = torch.zeros(1)
         shape = (3,) if self.fault == "no batch" else (*batch_shape, 3)
-        return ToyState(self.score.weight.new_zeros(shape))
+        of = torch.float32 if self.fault == "float32 at first" else self.score.weight.dtype
+        return ToyState(torch.zeros(shape, dtype=of))
 
     def step(
         self,
