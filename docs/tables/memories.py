@@ -24,7 +24,7 @@ def recall(runs: Sequence[dict[str, Any]]) -> str:
         for name in MEMORIES:
             for run in runs:
                 if run["config"]["task"] == task and f"{name}_rho" in run:
-                    rows.append([f"`{task}`", name, *recalled(run, name)])
+                    rows.append([f"`{task}`", labelled(run, name), *recalled(run, name)])
     digits = runs[0]["config"]["frames"] == "digits"
     pictures = ["retrieved", "right digit"] if digits else []
     columns = [
@@ -32,6 +32,12 @@ def recall(runs: Sequence[dict[str, Any]]) -> str:
         "KL before", "recalled", "last frame", "free energy", *pictures, "parameters", "seconds",
     ]  # fmt: skip
     return table(columns, rows) + source(runs)
+
+
+def labelled(run: dict[str, Any], name: str) -> str:
+    """The memory, and what its options were set to."""
+    options = run["config"].get("options", {}).get(name, {})
+    return ", ".join([name, *(f"`{key}={value}`" for key, value in options.items())])
 
 
 def recalled(run: dict[str, Any], name: str) -> list[str]:
