@@ -72,7 +72,7 @@ def memories(
             own["minutes"] = run[f"{name}_training_seconds"] / 60
             ratio = f"{run[f'{name}_rho']:.3f} ± {run[f'{name}_rho_se']:.3f}"
             values = [f"{own[key]:.{digits}f}" for key, digits in columns.values()]
-            rows.append([name, config["seed"], ratio, *values])
+            rows.append([labelled(run, name), config["seed"], ratio, *values])
     rows.sort(key=lambda row: float(str(row[2]).split()[0]))
     return table(["memory", "seed", "rho", *columns], rows) + note + source(runs)
 
