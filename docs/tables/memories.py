@@ -35,8 +35,10 @@ def recall(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def labelled(run: dict[str, Any], name: str) -> str:
-    """The memory, and what its options were set to."""
-    options = run["config"].get("options", {}).get(name, {})
+    """The memory, and what `--set options=...` made of it."""
+    config = run["config"]
+    was_set = any(text.startswith("options=") for text in config["set"])
+    options = config["options"].get(name, {}) if was_set else {}
     return ", ".join([name, *(f"`{key}={value}`" for key, value in options.items())])
 
 
