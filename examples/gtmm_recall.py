@@ -79,6 +79,7 @@ class Preset(NamedTuple):
         decoder: Units of each layer from z to the frame; none for vectors, which are z and noise.
         batches: Batches of an epoch.
         evaluated: Sequences that are validated on, and as many for the test.
+        final_rate: The last learning rate as a fraction of the first, by a cosine.
         options: Further arguments of each memory by name.
     """
 
@@ -97,6 +98,7 @@ class Preset(NamedTuple):
     learning_rate: float
     clip_norm: float
     evaluated: int = 256
+    final_rate: float = 1.0
     options: dict[str, dict[str, Any]] = {}
 
 
@@ -181,7 +183,9 @@ def main() -> None:
     prepare(args)
     began = time.perf_counter()
     data = load(args, preset)
-    schedule = Schedule(preset.epochs, preset.learning_rate, 1.0, clip_norm=preset.clip_norm)
+    schedule = Schedule(
+        preset.epochs, preset.learning_rate, preset.final_rate, clip_norm=preset.clip_norm
+    )
     config = {"task": args.task, "frames": args.frames, **preset._asdict()}
     make = partial(build, args=args, preset=preset, data=data)
     trained = train_memories(make, data.train, data.validation, schedule, args, config)
