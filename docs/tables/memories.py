@@ -28,8 +28,9 @@ def recall(runs: Sequence[dict[str, Any]]) -> str:
     digits = runs[0]["config"]["frames"] == "digits"
     pictures = ["retrieved", "right digit"] if digits else []
     columns = [
-        "task", "memory", "frames", "seed", "updates", "rho", "last epoch", "updates to 1/2",
-        "KL before", "recalled", "last frame", "free energy", *pictures, "parameters", "seconds",
+        "task", "memory", "frames", "seed", "rate", "updates", "rho", "last epoch",
+        "updates to 1/2", "KL before", "recalled", "last frame", "free energy", *pictures,
+        "parameters", "seconds",
     ]  # fmt: skip
     return table(columns, rows) + source(runs)
 
@@ -42,12 +43,18 @@ def labelled(run: dict[str, Any], name: str) -> str:
     return ", ".join([name, *(f"`{key}={value}`" for key, value in options.items())])
 
 
+def rate(config: dict[str, Any]) -> str:
+    """The learning rate, the first and, where it falls, the last."""
+    first, last = config["learning_rate"], config.get("final_rate", 1.0)
+    return f"{first:g}" if last == 1 else f"{first:g} to {first * last:g}"
+
+
 def recalled(run: dict[str, Any], name: str) -> list[str]:
     """One line of :func:`recall`."""
     config, of = run["config"], {k: run.get(f"{name}_{k}") for k in RECALLED}
     cells = [
         f"{config['length']} + {config['recalled']}", f"{config['seed']}",
-        f"{config['epochs'] * config['batches']}",
+        rate(config), f"{config['epochs'] * config['batches']}",
         f"{of['rho']:.3f} ± {of['rho_se']:.3f}",
         f"{of['last_validation_rho']:.3f}",
         f"{of['updates_to_half']}" if of["updates_to_half"] else "never",
