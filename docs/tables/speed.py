@@ -124,14 +124,16 @@ def bench_ladders(report: dict[str, Any]) -> str:
     """The convolutional LSTM, groups in one batch, and what a step of a ladder is made of."""
     results, rows = report["results"], []
     cells, step, groups = (results[k] for k in ("conv_lstm", "rladder_step", "rtagger_groups"))
-    for name, row, ours, other in (
-        ("ConvLSTM with two norms", cells["pyro_seq"], cells["pyro_seq"], cells["plain"]),
-        ("ConvLSTM without", bare := cells["pyro_seq, no norms"], bare, cells["plain"]),
-        (f"{groups['groups']} groups at once", groups, groups["together"], groups["alone"]),
-    ):
-        target = cells["target"] if ours is cells["pyro_seq"] else row.get("target", "")
+    normed, bare, plain = (cells[k] for k in ("pyro_seq", "pyro_seq, no norms", "plain"))
+    at_once = f"{groups['groups']} groups at once"
+    for name, peer, target, row, ours, other in (
+        ("ConvLSTM with two norms", "a plain cell", cells["target"], normed, normed, plain),
+        ("ConvLSTM without", "a plain cell", "", bare, bare, plain),
+        (at_once, "one after the other", groups["target"], groups, groups["together"],
+         groups["alone"]),
+    ):  # fmt: skip
         rows.append([
-            name, "one after the other" if row is groups else "a plain cell",
+            name, peer,
             f"{row['ratio_wall']:.2f}", f"{row['ratio_fastest']:.2f}", f"{row['ratio_cpu']:.2f}",
             f"{target}", f"{ours['wall_ms']:.1f} / {other['wall_ms']:.1f}",
             f"{ours['operations']} / {other['operations']}",

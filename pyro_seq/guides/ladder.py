@@ -99,8 +99,7 @@ class LadderGuide(FilteringGuide):
             are combined with normal priors as in eq. 18; others are moved all the same.
         prediction: Weight of the engine's own task beside the bound, the squared error of its
             prediction of the next frame, summed over the frame; the default engine predicts none.
-            See
-            :func:`~pyro_seq.models.auxiliary`. It trains the guide and is part of no bound.
+            It trains the guide and is part of no bound, see :func:`~pyro_seq.models.auxiliary`.
 
     Warns:
         UserWarning: When the engine normalises over batches: no bound holds in training mode.
