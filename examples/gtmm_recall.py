@@ -129,10 +129,11 @@ DIGITS = Preset(
     encoder=(200, 64),
     decoder=(200, 200),
     batch=16,
-    epochs=30,
+    epochs=20,
     batches=200,
-    learning_rate=1e-3,
+    learning_rate=3e-3,
     clip_norm=1.0,
+    final_rate=0.05,
 )
 PRESETS = {
     "default": {"digits": DIGITS, "vectors": VECTORS},
@@ -156,6 +157,7 @@ PRESETS = {
             batch=10,
             epochs=200,
             batches=1000,
+            learning_rate=1e-3,
         ),
         "vectors": VECTORS._replace(length=20, recalled=5, heads=5, batch=10, epochs=100),
     },
