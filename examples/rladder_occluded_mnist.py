@@ -2,8 +2,8 @@
 
     python examples/rladder_occluded_mnist.py --networks rladder no_d2e --out runs/occluded
 
-A digit moves behind bars for five frames. A network says at the last which digit it is, and at
-each frame what the next one looks like:
+A digit moves behind bars for five frames (`--set time=N`: for N). A network says at the last which
+digit it is, and at each frame what the next one looks like:
 
 - `rladder`: the recurrent ladder, both tasks;
 - `static`: classifies what can be known at best, all of the digit that was seen at some step;
@@ -19,8 +19,8 @@ With `--labels N` only N pictures have a label, and half of each batch is drawn 
 the network, the teacher, gives them under other noise. Errors are then the teacher's.
 
 Written to OUT: `metrics.json` with the share of wrong classes at the last frame
-(`test_error_percent`), the squared error per pixel of frames 2 to 5 predicted from those before
-(`prediction_error_e5`, in units of 1e-5) beside that of a copy of the last frame
+(`test_error_percent`), the squared error per pixel of all frames but the first, predicted from
+those before (`prediction_error_e5`, in units of 1e-5) beside that of a copy of the last frame
 (`copy_last_e5`), and figures: frames and predictions, errors over training and over time steps.
 Standard errors (`..._se`) are over test sequences, those of one picture taken together. The keys
 of several networks begin with their names.
@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyro
@@ -53,7 +54,6 @@ from pyro_seq.models import auxiliary
 from pyro_seq.nn.norms import estimate_statistics
 from pyro_seq.training import Context, MeanTeacher, SequenceLoss
 
-FRAMES = 5
 SHOWN = 2
 
 
@@ -61,6 +61,7 @@ class Preset(NamedTuple):
     """One setting of the experiment.
 
     Attributes:
+        time: Frames of a sequence.
         paper_network: Whether the networks are those of tables 5 to 7, not the small ones.
         options: Of the networks.
         prediction: Weight of the squared error of predictions, the mean over frames and pixels;
@@ -81,6 +82,7 @@ class Preset(NamedTuple):
     epochs: int
     batches: int
     batch: int = 16
+    time: int = 5
     paper_network: bool = False
     options: dict[str, Any] = {"norm": "mixed"}
     prediction: float = 100.0
@@ -277,8 +279,8 @@ def load(args: argparse.Namespace, preset: Preset) -> Data:
     return Data(
         bank,
         labelled,
-        occluded_digits(held, preset.validated, seed=1_000_000),
-        occluded_digits(test, preset.evaluated, seed=2_000_000),
+        occluded_digits(held, preset.validated, time=preset.time, seed=1_000_000),
+        occluded_digits(test, preset.evaluated, time=preset.time, seed=2_000_000),
     )
 
 
@@ -290,9 +292,10 @@ def training_batches(
 
     def make(*, seed: torch.Generator) -> Batch:
         count = preset.batch // 2 if few else preset.batch
-        drawn = [occluded_digits(data.labelled, count, seed=seed)]
+        draw_from = partial(occluded_digits, time=preset.time, seed=seed)
+        drawn = [draw_from(data.labelled, count)]
         if few:
-            drawn.append(occluded_digits(data.bank, preset.batch - count, seed=seed))
+            drawn.append(draw_from(data.bank, preset.batch - count))
         labels = [drawn[0].labels, *(torch.full_like(more.labels, -1) for more in drawn[1:])]
         x = torch.cat([seen_by(network, scenes) for scenes in drawn])
         controls = torch.cat(labels).to(x)[:, None].expand(-1, x.shape[1], 1)
@@ -458,13 +461,13 @@ def draw_figures(
         if panel.lines:
             panel.legend(fontsize="small")
     save_figure(panels, args.out / "training.png")
-    panels = new_panels(3.4, 2.8, 2, share_y=False)
+    panels, count = new_panels(3.4, 2.8, 2, share_y=False), test.frames.shape[1]
     for name, one in found.items():
         if one.wrong is not None:
-            panels[0].plot(*over_steps(100 * one.wrong), marker="o", label=name)
+            panels[0].plot(*over_steps(100 * one.wrong, count), marker="o", label=name)
         if one.errors is not None:
-            panels[1].plot(*over_steps(1e5 * one.errors), marker="o", label=name)
-    panels[1].plot(*over_steps(1e5 * copies.cpu()), "k:", label="copy of the last")
+            panels[1].plot(*over_steps(1e5 * one.errors, count), marker="o", label=name)
+    panels[1].plot(*over_steps(1e5 * copies.cpu(), count), "k:", label="copy of the last")
     for panel, title in zip(panels, titles.values(), strict=True):
         panel.set(xlabel="frame", title=f"test: {title}")
         if panel.lines:
@@ -472,10 +475,9 @@ def draw_figures(
     save_figure(panels, args.out / "steps.png")
 
 
-def over_steps(values: Tensor) -> tuple[list[int], list[float]]:
-    """Numbers of the frames, counted from the last of 5, and means over sequences."""
-    steps = range(FRAMES - values.shape[1] + 1, FRAMES + 1)
-    return [*steps], values.mean(0).tolist()
+def over_steps(values: Tensor, frames: int) -> tuple[list[int], list[float]]:
+    """Numbers of the last frames, and means over sequences."""
+    return [*range(frames - values.shape[1] + 1, frames + 1)], values.mean(0).tolist()
 
 
 if __name__ == "__main__":
