@@ -80,6 +80,7 @@ class Preset(NamedTuple):
         batches: Batches of an epoch.
         evaluated: Sequences that are validated on, and as many for the test.
         final_rate: The last learning rate as a fraction of the first, by a cosine.
+        kl_epochs: Epochs over which the weight of the divergences grows to 1.
         options: Further arguments of each memory by name.
     """
 
@@ -99,6 +100,7 @@ class Preset(NamedTuple):
     clip_norm: float
     evaluated: int = 256
     final_rate: float = 1.0
+    kl_epochs: int = 0
     options: dict[str, dict[str, Any]] = {}
 
 
@@ -186,7 +188,11 @@ def main() -> None:
     began = time.perf_counter()
     data = load(args, preset)
     schedule = Schedule(
-        preset.epochs, preset.learning_rate, preset.final_rate, clip_norm=preset.clip_norm
+        preset.epochs,
+        preset.learning_rate,
+        preset.final_rate,
+        clip_norm=preset.clip_norm,
+        kl_epochs=preset.kl_epochs,
     )
     config = {"task": args.task, "frames": args.frames, **preset._asdict()}
     make = partial(build, args=args, preset=preset, data=data)
