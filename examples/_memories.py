@@ -13,7 +13,7 @@ from _training import Pair, Records, Schedule, finish, train
 from torch import Tensor, nn
 
 from pyro_seq.data import Batch, FreshLoader, Recall
-from pyro_seq.evaluation import FreeEnergy, free_energy
+from pyro_seq.evaluation import FreeEnergy, free_energy, posterior_draws
 from pyro_seq.evaluation.memories import recall_ratio, replay_memory
 from pyro_seq.models import GTMM
 from pyro_seq.nn.mlp import mlp
@@ -32,6 +32,8 @@ __all__ = [
     "measured",
     "train_memories",
 ]
+
+ACTIVE = 0.1  # share of a latent's variance, from which on it counts as active
 
 
 class FixedNormal(nn.Module):
@@ -186,8 +188,10 @@ def finish_memories(
 ) -> None:
     """Write `metrics.json`: also the last epoch, parameters and seconds of each memory.
 
-    Where rho fell to 1/2 on the validation sequences, also after how many updates it first did.
-    Keys begin with the name of the memory; where there is one, they are there without it too.
+    Also how many latents are active: those of whose variance the frames account for more than a
+    tenth, the mean over validation steps. Where rho fell to 1/2 on the validation sequences, also
+    after how many updates it first did. Keys begin with the name of the memory; where there is
+    one, they are there without it too.
     """
     for name, pair in trained.pairs.items():
         records = trained.measures[name].records
@@ -195,6 +199,9 @@ def finish_memories(
         halved = [epoch for epoch, record in enumerate(records, 1) if record["rho"] <= 0.5]
         if halved:
             metrics[f"{name}_updates_to_half"] = halved[0] * preset.batches
+        batch = trained.measures[name].sequences.batch
+        share = posterior_draws(*pair, batch, samples=2, seed=0).explained("z").mean(0)
+        metrics[f"{name}_active_latents"] = int((share > ACTIVE).sum())
         metrics[f"{name}_parameters"] = sum(p.numel() for p in nn.ModuleList(pair).parameters())
     if len(trained.pairs) == 1:
         metrics |= {key.removeprefix(f"{args.memory[0]}_"): v for key, v in metrics.items()}

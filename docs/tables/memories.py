@@ -12,8 +12,8 @@ MEMORIES = ("icm", "introspection", "ntm", "lru", "dnc", "lstm")
 
 RECALLED = (
     "rho", "rho_se", "last_validation_rho", "updates_to_half", "kl_before", "kl_recall",
-    "last_frame_kl", "free_energy_per_step_all", "retrieval", "recall_accuracy", "parameters",
-    "training_seconds",
+    "last_frame_kl", "free_energy_per_step_all", "active_latents", "retrieval", "recall_accuracy",
+    "parameters", "training_seconds",
 )  # fmt: skip
 
 
@@ -29,8 +29,8 @@ def recall(runs: Sequence[dict[str, Any]]) -> str:
     pictures = ["retrieved", "right digit"] if digits else []
     columns = [
         "task", "memory", "frames", "seed", "rate", "updates", "rho", "last epoch",
-        "updates to 1/2", "KL before", "recalled", "last frame", "free energy", *pictures,
-        "parameters", "seconds",
+        "updates to 1/2", "KL before", "recalled", "last frame", "free energy", "active",
+        *pictures, "parameters", "seconds",
     ]  # fmt: skip
     return table(columns, rows) + source(runs)
 
@@ -60,6 +60,7 @@ def recalled(run: dict[str, Any], name: str) -> list[str]:
         f"{of['updates_to_half']}" if of["updates_to_half"] else "never",
         *(f"{of[k]:.2f}" for k in ("kl_before", "kl_recall", "last_frame_kl")),
         f"{of['free_energy_per_step_all']:.2f}",
+        "" if of["active_latents"] is None else f"{of['active_latents']}",
     ]  # fmt: skip
     if config["frames"] == "digits":
         shares = (of["retrieval"], of["recall_accuracy"])

@@ -56,15 +56,48 @@ class Draws(NamedTuple):
         Raises:
             ValueError: For an unknown name or a probability outside (0, 1).
         """
-        known = self.sites | self.frames
-        if name not in known:
-            raise ValueError(f"name must be one of {', '.join(known)}; got {name!r}")
+        values = self._named(name)
         if not 0 < probability < 1:
             raise ValueError(f"probability must be between 0 and 1; got {probability}")
         tail = (1 - probability) / 2
-        values = known[name].numpy()
-        lower, upper = torch.from_numpy(np.quantile(values, [tail, 1 - tail], axis=0))
-        return Band(known[name].mean(0), lower, upper)
+        lower, upper = torch.from_numpy(np.quantile(values.numpy(), [tail, 1 - tail], axis=0))
+        return Band(values.mean(0), lower, upper)
+
+    def explained(self, name: str) -> Tensor:
+        r"""Share of the variance of each unit that the sequences account for.
+
+        .. math:: \frac{\mathrm{Var}_x\, \mathrm{E}[z \mid x]}
+            {\mathrm{Var}_x\, \mathrm{E}[z \mid x] + \mathrm{E}_x\, \mathrm{Var}[z \mid x]}
+
+        A unit that says nothing of the frames has about 0: it has collapsed to the prior. The
+        numerator is the activity of Burda, Grosse, Salakhutdinov (2016), *Importance weighted
+        autoencoders*; the share does not depend on the unit's scale. Both variances are estimated
+        without bias, and a negative estimate is 0.
+
+        Args:
+            name: Of a site, such as `"z"`.
+
+        Returns:
+            `(*event)`; of a step model `(time, *event)`.
+
+        Raises:
+            ValueError: For an unknown name, or fewer than two draws or sequences.
+        """
+        values = self._named(name).double()
+        if min(values.shape[:2]) < 2:
+            raise ValueError(
+                "explained needs two draws or more of two sequences or more; got "
+                f"{values.shape[0]} of {values.shape[1]}. Ask posterior_draws for samples=2"
+            )
+        within = values.var(0).mean(0)
+        between = (values.mean(0).var(0) - within / len(values)).clamp(min=0)
+        return between / (between + within)
+
+    def _named(self, name: str) -> Tensor:
+        known = self.sites | self.frames
+        if name not in known:
+            raise ValueError(f"name must be one of {', '.join(known)}; got {name!r}")
+        return known[name]
 
 
 def posterior_draws(
