@@ -116,6 +116,7 @@ def make_pair(
     heads: int,
     hidden: int,
     device: torch.device,
+    residual: bool = False,
     **model: Any,  # noqa: ANN401
 ) -> Pair:
     """The model with a memory, and its filter.
@@ -131,6 +132,7 @@ def make_pair(
         heads: Of the memory.
         hidden: Units of its controller.
         device: Where the pair is to be.
+        residual: Whether the filter adds to the location of the prior.
         **model: Further arguments of the model.
     """
     if name == "lstm":
@@ -145,7 +147,9 @@ def make_pair(
         encoder=encoder if name == "lstm" else None,
         **model,
     )
-    guide = get("guides", "filter")(made, hidden=[network], encoder=encoder, features=features)
+    guide = get("guides", "filter")(
+        made, hidden=[network], encoder=encoder, features=features, residual=residual
+    )
     pair = Pair(made, guide)
     for part in pair:
         part.to(device)

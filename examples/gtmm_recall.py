@@ -81,6 +81,7 @@ class Preset(NamedTuple):
         evaluated: Sequences that are validated on, and as many for the test.
         final_rate: The last learning rate as a fraction of the first, by a cosine.
         kl_epochs: Epochs over which the weight of the divergences grows to 1.
+        residual: Whether the filter adds to the location of the prior.
         options: Further arguments of each memory by name.
     """
 
@@ -101,6 +102,7 @@ class Preset(NamedTuple):
     evaluated: int = 256
     final_rate: float = 1.0
     kl_epochs: int = 0
+    residual: bool = False
     options: dict[str, dict[str, Any]] = {}
 
 
@@ -258,6 +260,7 @@ def build(name: str, args: argparse.Namespace, preset: Preset, data: Data) -> Pa
         heads=preset.heads,
         hidden=preset.hidden,
         device=pick_device(args.device),
+        residual=preset.residual,
         latent=preset.latent if pictures else values,
         decoder=preset.decoder,
         emission="bernoulli" if pictures else FixedNormal(NOISE),
