@@ -160,11 +160,18 @@ def train_memories(
     build: Callable[[str], Pair],
     loader: FreshLoader,
     validation: Recall,
-    schedule: Schedule,
+    preset: Any,  # noqa: ANN401 - a named tuple
     args: argparse.Namespace,
     config: Mapping[str, Any],
 ) -> Trained:
     """Train with each memory of the command line, from the same seed and on the same batches."""
+    schedule = Schedule(
+        preset.epochs,
+        preset.learning_rate,
+        preset.final_rate,
+        clip_norm=preset.clip_norm,
+        kl_epochs=preset.kl_epochs,
+    )
     trained = Trained({}, {}, {})
     batches = [validation.batch.to(pick_device(args.device))]
     for name in args.memory:

@@ -45,7 +45,7 @@ from _memories import (
     measured,
     train_memories,
 )
-from _training import Pair, Schedule, draw, prepare, report
+from _training import Pair, draw, prepare, report
 from torch import Tensor, nn
 
 from pyro_seq.data import MOVES, Batch, FreshLoader, Pictures, Recall, grid_map, load_digits
@@ -75,6 +75,9 @@ class Preset(NamedTuple):
         batches: Batches of an epoch.
         evaluated: Walks that are validated on, and as many for the test.
         options: Further arguments of each memory by name.
+        final_rate: The last learning rate as a fraction of the first, by a cosine.
+        kl_epochs: Epochs over which the weight of the divergences grows to 1.
+        residual: Whether the filter adds to the location of the prior.
     """
 
     time: int
@@ -95,6 +98,9 @@ class Preset(NamedTuple):
     clip_norm: float
     evaluated: int
     options: dict[str, dict[str, Any]]
+    final_rate: float = 1.0
+    kl_epochs: int = 0
+    residual: bool = False
 
 
 DEFAULT = Preset(
@@ -164,12 +170,11 @@ def main() -> None:
     prepare(args)
     began = time.perf_counter()
     data = load(args, preset)
-    schedule = Schedule(preset.epochs, preset.learning_rate, 1.0, clip_norm=preset.clip_norm)
     trained = train_memories(
         partial(build, args=args, preset=preset),
         data.train,
         data.validation,
-        schedule,
+        preset,
         args,
         preset._asdict(),
     )
@@ -230,6 +235,7 @@ def build(name: str, args: argparse.Namespace, preset: Preset) -> Pair:
         heads=preset.heads,
         hidden=preset.hidden,
         device=pick_device(args.device),
+        residual=preset.residual,
         latent=preset.latent,
         decoder=preset.decoder,
         controls=len(MOVES),

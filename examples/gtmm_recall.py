@@ -43,7 +43,7 @@ from _memories import (
     measured,
     train_memories,
 )
-from _training import Pair, Schedule, draw, prepare, report
+from _training import Pair, draw, prepare, report
 from torch import Tensor, nn
 
 from pyro_seq.data import (
@@ -193,16 +193,9 @@ def main() -> None:
     prepare(args)
     began = time.perf_counter()
     data = load(args, preset)
-    schedule = Schedule(
-        preset.epochs,
-        preset.learning_rate,
-        preset.final_rate,
-        clip_norm=preset.clip_norm,
-        kl_epochs=preset.kl_epochs,
-    )
     config = {"task": args.task, "frames": args.frames, **preset._asdict()}
     make = partial(build, args=args, preset=preset, data=data)
-    trained = train_memories(make, data.train, data.validation, schedule, args, config)
+    trained = train_memories(make, data.train, data.validation, preset, args, config)
     energies = {
         name: free_energy(*pair, data.test.batch, seed=0) for name, pair in trained.pairs.items()
     }

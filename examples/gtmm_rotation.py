@@ -45,7 +45,7 @@ from _memories import (
     measured,
     train_memories,
 )
-from _training import Pair, Schedule, draw, prepare, report
+from _training import Pair, draw, prepare, report
 from torch import Tensor, nn
 
 from pyro_seq.data import Batch, FreshLoader, Recall, render_rotations, rotation
@@ -74,6 +74,9 @@ class Preset(NamedTuple):
         network: Units of the hidden layer of prior and filter.
         batches: Batches of an epoch.
         options: Further arguments of each memory by name.
+        final_rate: The last learning rate as a fraction of the first, by a cosine.
+        kl_epochs: Epochs over which the weight of the divergences grows to 1.
+        residual: Whether the filter adds to the location of the prior.
     """
 
     time: int
@@ -91,6 +94,9 @@ class Preset(NamedTuple):
     learning_rate: float
     clip_norm: float
     options: dict[str, dict[str, Any]]
+    final_rate: float = 0.1
+    kl_epochs: int = 0
+    residual: bool = False
 
 
 DEFAULT = Preset(
@@ -217,10 +223,9 @@ def main() -> None:
     prepare(args)
     began = time.perf_counter()
     data = load(args, preset)
-    schedule = Schedule(preset.epochs, preset.learning_rate, 0.1, clip_norm=preset.clip_norm)
     make = partial(build, args=args, preset=preset)
     config = preset._asdict()
-    trained = train_memories(make, data.train, data.validation, schedule, args, config)
+    trained = train_memories(make, data.train, data.validation, preset, args, config)
     energies = {n: free_energy(*p, data.test.batch, seed=0) for n, p in trained.pairs.items()}
     shown = int((~data.test.recalled[0]).sum())
     turns = {n: continuation(p.guide, data.test.batch, shown) for n, p in trained.pairs.items()}
@@ -266,6 +271,7 @@ def build(name: str, args: argparse.Namespace, preset: Preset) -> Pair:
         heads=preset.heads,
         hidden=preset.hidden,
         device=pick_device(args.device),
+        residual=preset.residual,
         latent=preset.latent,
         decoder=FromTwoPaths(preset.latent, preset.channels),
         emission=FixedNormal(NOISE, dims=3),
