@@ -138,8 +138,6 @@ DIGITS = Preset(
     learning_rate=3e-3,
     clip_norm=1.0,
     final_rate=0.05,
-    kl_epochs=4,
-    residual=True,
 )
 PRESETS = {
     "default": {"digits": DIGITS, "vectors": VECTORS},
@@ -164,8 +162,6 @@ PRESETS = {
             epochs=200,
             batches=1000,
             learning_rate=1e-3,
-            kl_epochs=0,
-            residual=False,
         ),
         "vectors": VECTORS._replace(length=20, recalled=5, heads=5, batch=10, epochs=100),
     },
