@@ -33,7 +33,7 @@ __all__ = [
     "train_memories",
 ]
 
-ACTIVE = 0.1  # share of a latent's variance, from which on it counts as active
+ACTIVE = 0.1
 
 
 class FixedNormal(nn.Module):
@@ -199,10 +199,9 @@ def finish_memories(
 ) -> None:
     """Write `metrics.json`: also the last epoch, parameters and seconds of each memory.
 
-    Also how many latents are active: those of whose variance the frames account for more than a
-    tenth, the mean over validation steps. Where rho fell to 1/2 on the validation sequences, also
-    after how many updates it first did. Keys begin with the name of the memory; where there is
-    one, they are there without it too.
+    Also how many latents are active, and, where rho fell to 1/2 on the validation sequences, after
+    how many updates it first did. Keys begin with the name of the memory; where there is one, they
+    are there without it too.
     """
     for name, pair in trained.pairs.items():
         records = trained.measures[name].records
@@ -210,13 +209,18 @@ def finish_memories(
         halved = [epoch for epoch, record in enumerate(records, 1) if record["rho"] <= 0.5]
         if halved:
             metrics[f"{name}_updates_to_half"] = halved[0] * preset.batches
-        batch = trained.measures[name].sequences.batch
-        share = posterior_draws(*pair, batch, samples=2, seed=0).explained("z").mean(0)
-        metrics[f"{name}_active_latents"] = int((share > ACTIVE).sum())
+        metrics[f"{name}_active_latents"] = active_latents(pair, trained.measures[name].sequences)
         metrics[f"{name}_parameters"] = sum(p.numel() for p in nn.ModuleList(pair).parameters())
     if len(trained.pairs) == 1:
         metrics |= {key.removeprefix(f"{args.memory[0]}_"): v for key, v in metrics.items()}
     finish(metrics, trained.seconds, began, args, preset)
+
+
+def active_latents(pair: Pair, sequences: Recall) -> int:
+    """Coordinates of z of whose variance new frames account for a tenth or more."""
+    share = posterior_draws(*pair, sequences.batch, samples=2, seed=0).explained("z")
+    new = sequences.before.float().mean(0) > 0.5  # at steps that are new in most sequences
+    return int((share[new.cpu()].mean(0) > ACTIVE).sum())
 
 
 def classify(bank: Any, steps: int) -> nn.Module:  # noqa: ANN401

@@ -36,10 +36,11 @@ def recall(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def labelled(run: dict[str, Any], name: str) -> str:
-    """The memory, and what `--set options=...` made of it."""
+    """The memory, and what `--set` made of it and of its training."""
     config = run["config"]
     was_set = any(text.startswith("options=") for text in config["set"])
-    options = config["options"].get(name, {}) if was_set else {}
+    options = dict(config["options"].get(name, {})) if was_set else {}
+    options |= {key: config[key] for key in ("kl_epochs", "residual") if config.get(key)}
     return ", ".join([name, *(f"`{key}={value}`" for key, value in options.items())])
 
 
