@@ -5,7 +5,6 @@ r"""What every engine is: a deterministic recurrence over frames that a guide ca
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import Size, Tensor, nn
 
 from pyro_seq.nn.repeated import repeated
-from pyro_seq.ops.trees import leaves, map_tensors
+from pyro_seq.ops.trees import leaves, stack, where
 
 __all__ = ["Engine"]
 
@@ -101,7 +100,7 @@ class Engine(nn.Module, ABC):
         batch = self.check_frames(x, time=True)
         if mask is not None:
             self._check_mask(mask, batch)
-            x = torch.where(mask.reshape(*batch, *(1,) * len(self.frame_shape)), x, 0)
+            x = where(mask, x, 0)
         seen = [None] * batch[-1] if mask is None else mask.unbind(-1)
         return self._run(x.unbind(len(batch) - 1), seen, batch[:-1], state)
 
@@ -145,9 +144,9 @@ class Engine(nn.Module, ABC):
         with repeated(len(frames)):
             for x_t, seen_t in zip(frames, seen, strict=True):
                 output, after = self.step(state, x_t)
-                state = after if seen_t is None else _select(seen_t, after, state)
+                state = after if seen_t is None else where(seen_t, after, state)
                 outputs.append(output)
-        return stack_over_time(outputs, len(batch)), state
+        return stack(outputs, len(batch)), state
 
     def check_frames(self, x: Tensor, time: bool = False) -> Size:
         """The batch dimensions of frames, once they are seen to fit.
@@ -190,32 +189,3 @@ def _check_state(state: Any, batch: Size) -> None:  # noqa: ANN401
                 f"state must begin with the batch of x, {tuple(batch)}; got a tensor of shape "
                 f"{tuple(part.shape)}"
             )
-
-
-def _select(seen: Tensor, after: Any, before: Any) -> Any:  # noqa: ANN401
-    """The state after the step where the frame was seen, else that before."""
-
-    def choose(new: Tensor, old: Tensor) -> Tensor:
-        return torch.where(seen.reshape(*seen.shape, *(1,) * (new.dim() - seen.dim())), new, old)
-
-    return map_tensors(choose, after, before)
-
-
-def stack_over_time(outputs: Sequence[Any], dim: int) -> Any:  # noqa: ANN401
-    """The outputs of steps as one, each tensor with the time at that dimension."""
-    first, *rest = outputs
-    return map_tensors(lambda *each: torch.stack(each, dim), first, *rest)
-
-
-def flatten_batch(tree: Any, batch: Size) -> Any:  # noqa: ANN401
-    """A tree whose tensors have one batch dimension in place of those given."""
-    if len(batch) == 1:
-        return tree
-    return map_tensors(lambda p: p.reshape((math.prod(batch), *p.shape[len(batch) :])), tree)
-
-
-def unflatten_batch(tree: Any, batch: Size) -> Any:  # noqa: ANN401
-    """A tree whose tensors have the batch dimensions given in place of one."""
-    if len(batch) == 1:
-        return tree
-    return map_tensors(lambda p: p.reshape((*batch, *p.shape[1:])), tree)

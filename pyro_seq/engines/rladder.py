@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Size, Tensor, nn
 
-from pyro_seq.engines.base import Engine, flatten_batch, unflatten_batch
+from pyro_seq.engines.base import Engine
 from pyro_seq.engines.encoder import encoder_row
 from pyro_seq.engines.rows import (
     ConvLSTMRow,
@@ -33,6 +33,7 @@ from pyro_seq.engines.rows import (
 from pyro_seq.nn.arguments import check_choice
 from pyro_seq.nn.conv_lstm import ConvLSTMState
 from pyro_seq.nn.ladder_cells import G1, Broadcast, ConvG1, ConvG2, ConvG3
+from pyro_seq.ops.trees import flatten_batch, unflatten_batch
 from pyro_seq.plugins import register
 
 __all__ = ["RLadder", "RLadderOutput", "RLadderState"]

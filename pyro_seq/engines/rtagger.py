@@ -23,13 +23,14 @@ from pyro.distributions.util import is_validation_enabled
 from torch import Size, Tensor, nn
 
 from pyro_seq.distributions.group_mixture import GroupMixture
-from pyro_seq.engines.base import Engine, stack_over_time
+from pyro_seq.engines.base import Engine
 from pyro_seq.engines.rladder import RLadder, RLadderOutput, RLadderState
 from pyro_seq.engines.rows import Row, SoftMaxRow, feed_forward
 from pyro_seq.nn.arguments import check_choice, check_mean, check_positive
 from pyro_seq.nn.norms import unit_norm
 from pyro_seq.nn.repeated import RepeatedLinear
 from pyro_seq.nn.space import top_down
+from pyro_seq.ops.trees import stack, where
 from pyro_seq.plugins import register
 
 __all__ = ["Grouping", "RTagger", "RTaggerOutput", "RTaggerState", "tagger"]
@@ -282,8 +283,7 @@ class RTagger(Engine):
         target = x.narrow(dim, 1, x.shape[dim] - 1)
         if mask is not None:
             there = mask[..., 1:]
-            ones = (1,) * len(self.frame_shape)
-            target = torch.where(there.reshape(*there.shape, *ones), target, 0)
+            target = where(there, target, 0)
         fields = (output.log_m, output.z, output.raw_z)
         log_m, z, raw_z = (p.narrow(dim, 0, x.shape[dim] - 1) for p in fields)
         cost = self.cost(output._replace(log_m=log_m, z=z, raw_z=raw_z), target)
@@ -311,7 +311,7 @@ class RTagger(Engine):
         for _ in range(steps):
             output, state = self.step(state, output.prediction)
             outputs.append(output)
-        return stack_over_time(outputs, output.prediction.dim() - len(self.frame_shape)), state
+        return stack(outputs, output.prediction.dim() - len(self.frame_shape)), state
 
     def cost(self, output: RTaggerOutput, target: Tensor) -> Tensor:
         r"""Minus the log likelihood of frames under the mixture, in nats per pixel.

@@ -20,6 +20,7 @@ from pyro_seq.evaluation.bound import Bound
 from pyro_seq.evaluation.context import as_batch
 from pyro_seq.evaluation.draws import Draws, posterior_draws
 from pyro_seq.evaluation.elbo import elbo, fivo, iwae
+from pyro_seq.ops.trees import where
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -205,7 +206,7 @@ def _observed(batch: Batch) -> np.ndarray:
     """Frames as floats, NaN where missing."""
     x = batch.x if batch.x.is_floating_point() else batch.x.float()
     if batch.mask is not None:
-        x = torch.where(batch.mask.view(*batch.mask.shape, *(1,) * (x.dim() - 2)), x, torch.nan)
+        x = where(batch.mask, x, torch.nan)
     return _numpy(x)
 
 

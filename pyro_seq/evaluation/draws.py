@@ -23,6 +23,7 @@ from pyro_seq.evaluation.context import (
     stacked,
 )
 from pyro_seq.models.step_model import StepModel
+from pyro_seq.ops.trees import where
 
 __all__ = ["Band", "Draws", "posterior_draws"]
 
@@ -220,4 +221,4 @@ def _scored(fn: Any) -> Tensor | None:  # noqa: ANN401
 def _blank(value: Tensor, shown: Tensor | None) -> Tensor:
     if shown is None or not value.is_floating_point() or value.shape[:2] != shown.shape:
         return value
-    return torch.where(shown.view(*shown.shape, *(1,) * (value.dim() - 2)), value, torch.nan)
+    return where(shown, value, torch.nan)

@@ -14,6 +14,7 @@ from pyro_seq.evaluation.draws import posterior_draws
 from pyro_seq.evaluation.metrics import pixel_error
 from pyro_seq.guides.filtering import FilteringGuide
 from pyro_seq.models.step_handlers import FRAME
+from pyro_seq.ops.trees import where
 
 __all__ = ["blank_frame", "copy_last", "format_table", "imputation_table", "impute"]
 
@@ -102,8 +103,7 @@ def copy_last(x: Tensor, mask: Tensor) -> Tensor:
     first = mask.int().argmax(1, keepdim=True)
     source = torch.where(last < 0, first, last)
     copied = x[torch.arange(x.shape[0], device=x.device).unsqueeze(1), source]
-    any_seen = mask.any(1).view(-1, *(1,) * (x.dim() - 1))
-    return torch.where(any_seen, copied, torch.zeros_like(copied))
+    return where(mask.any(1), copied, torch.zeros_like(copied))
 
 
 def blank_frame(x: Tensor, mask: Tensor | None = None) -> Tensor:

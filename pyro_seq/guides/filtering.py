@@ -12,14 +12,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pyro
-import torch
 from pyro.nn import PyroModule, pyro_method
 from torch import Size, Tensor
 
 from pyro_seq.guides.context import Frame, StepContext, is_substitutable, substitute
 from pyro_seq.guides.context import controls as step_controls
 from pyro_seq.guides.sites import InferSites, LatentSite, Likelihood
-from pyro_seq.models.step_handlers import active_batch_shape, at_step, touch
+from pyro_seq.models.step_handlers import active_batch_shape, at_step, hide, touch
 from pyro_seq.models.step_model import SplitState, SplitStepModel, StepModel
 from pyro_seq.nn.naming import unique_name
 from pyro_seq.ops.trees import leaves, map_tensors, unbind
@@ -209,7 +208,7 @@ class FilteringGuide(PyroModule):
                 f"x must be (batch, time, *frame) with frame = {tuple(self.frame_shape)}, as the "
                 f"model makes them; got shape {tuple(x.shape)}"
             )
-        clean = x if mask is None else torch.where(_unsqueeze(mask, x), x, torch.zeros_like(x))
+        clean = hide(x, mask)
         informed = None if mask is None else self.informed(mask)
         encoding = self.encode(clean, mask, controls)
         embedding, memory, deferred = None, None, False
@@ -301,10 +300,6 @@ class FilteringGuide(PyroModule):
         memory = map_tensors(lambda m: m[(0,) * copies], memory)
         embedding, memory = model.embed(x, memory)
         return embedding, map_tensors(lambda m: _expand(m, batch_shape), memory), True
-
-
-def _unsqueeze(mask: Tensor, x: Tensor) -> Tensor:
-    return mask.reshape(*mask.shape, *(1,) * (x.dim() - 2))
 
 
 def _expand(part: Tensor, batch_shape: Size) -> Tensor:

@@ -16,7 +16,8 @@ from torch import Tensor
 from pyro_seq.distributions import LinearGaussianSSM
 from pyro_seq.guides.online import OnlineFilter
 from pyro_seq.guides.streams import check_streams
-from pyro_seq.models.kvae import KVAE, hide
+from pyro_seq.models.kvae import KVAE
+from pyro_seq.models.step_handlers import hide
 from pyro_seq.nn.dynamics import Conditioned, DynamicsState, Prediction
 from pyro_seq.nn.encoders import ENCODERS, FrameEncoder
 from pyro_seq.nn.naming import unique_name

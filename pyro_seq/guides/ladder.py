@@ -45,7 +45,7 @@ from pyro_seq.nn.gaussian_ladder import GaussianLadderCell
 from pyro_seq.nn.mlp import JointMLP
 from pyro_seq.nn.norms import IterationBatchNorm
 from pyro_seq.nn.repeated import RepeatedLinear
-from pyro_seq.ops.trees import map_tensors
+from pyro_seq.ops.trees import where
 from pyro_seq.plugins import register
 
 __all__ = ["LadderGuide", "LadderGuideState"]
@@ -288,12 +288,7 @@ class _Reader(nn.Module):
         new = LadderGuideState(after, features, prediction, state.frames + 1)
         if seen is None:
             return new
-
-        def select(now: Tensor, before: Tensor) -> Tensor:
-            here = seen.reshape(*seen.shape, *(1,) * (now.dim() - seen.dim()))
-            return torch.where(here, now, before)
-
-        return map_tensors(select, new, state)
+        return where(seen, new, state)
 
     def _try(self) -> Any:  # noqa: ANN401
         """The output of one step on a frame of zeros, with nothing left behind."""

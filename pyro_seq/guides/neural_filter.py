@@ -31,6 +31,7 @@ from pyro_seq.models.step_model import StepModel
 from pyro_seq.nn.mlp import FlatFrames, JointMLP
 from pyro_seq.nn.recurrent import lstm_step
 from pyro_seq.nn.repeated import RepeatedLinear
+from pyro_seq.ops.trees import where
 from pyro_seq.plugins import register
 
 __all__ = ["NeuralFilter"]
@@ -188,8 +189,7 @@ class NeuralFilter(FilteringGuide):
             return encoding.chunk(len(self.sizes), -1), state
         h, c = lstm_step(self.recurrent, encoding, *state)
         if seen is not None:
-            here = seen.unsqueeze(-1)
-            h, c = torch.where(here, h, state[0]), torch.where(here, c, state[1])
+            h, c = where(seen, (h, c), state)
         return [self._network(name).share(0, h) for name in self.sizes], (h, c)
 
     def _network(self, site: str) -> JointMLP:

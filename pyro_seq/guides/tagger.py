@@ -33,7 +33,7 @@ from pyro_seq.guides.sites import LatentSite, check_names
 from pyro_seq.models.auxiliary import auxiliary
 from pyro_seq.models.group_mixture import GroupMixtureModel
 from pyro_seq.nn.gaussian_ladder import GaussianLadderCell
-from pyro_seq.ops.trees import map_tensors
+from pyro_seq.ops.trees import where
 from pyro_seq.plugins import register
 
 __all__ = ["TaggerGuide"]
@@ -127,7 +127,7 @@ class TaggerGuide(FilteringGuide):
             costs.append(energy.total)
             choose, ladder = self._look(context, _decoded(energy.emission, ladder))
         if context.frame.seen is not None:
-            ladder = _where(context.frame.seen, ladder, state)
+            ladder = where(context.frame.seen, ladder, state)
         return Inference(choose, ladder, self._objective(context, costs))
 
     @torch.no_grad()
@@ -136,7 +136,7 @@ class TaggerGuide(FilteringGuide):
         first = self.engine.initial_state(context.batch_shape)._replace(ladder=ladder)
         foretold = _decoded(context.evaluate(_prior).emission, ladder)
         seen = (ladder.iteration > 0).any(-1)
-        return _where(seen, foretold, first)
+        return where(seen, foretold, first)
 
     def _look(self, context: StepContext, known: RTaggerState) -> tuple[Choose, RLadderState]:
         """One iteration: from the site of h to its q, and the state of the ladders."""
@@ -177,15 +177,6 @@ def _decoded(emission: Any, ladder: Any) -> RTaggerState:  # noqa: ANN401
     values = emission.components
     shown = values.logits if isinstance(values, dist.Bernoulli) else values.mean
     return RTaggerState(values.mean, shown, emission.log_m, ladder)
-
-
-def _where(seen: Tensor, after: Any, before: Any) -> Any:  # noqa: ANN401
-    """One state where a frame was seen, else another one."""
-
-    def choose(new: Tensor, old: Tensor) -> Tensor:
-        return torch.where(seen.reshape(*seen.shape, *(1,) * (new.dim() - seen.dim())), new, old)
-
-    return map_tensors(choose, after, before)
 
 
 def _dense(model: GroupMixtureModel, units: Sequence[int], noise: float) -> RTagger:

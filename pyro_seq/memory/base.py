@@ -14,7 +14,7 @@ from torch import Size, Tensor, nn
 
 from pyro_seq.nn.arguments import check_positive
 from pyro_seq.nn.repeated import repeated
-from pyro_seq.ops.trees import leaves, map_tensors
+from pyro_seq.ops.trees import leaves, stack, where
 
 __all__ = ["Context", "Memory"]
 
@@ -160,19 +160,17 @@ class Memory(nn.Module, ABC):
         _check_state(state, first)
         parts: tuple[Any, ...] = (z, controls, features)
         if mask is not None:
-            seen = mask.unsqueeze(-1)
-            parts = tuple(None if p is None else torch.where(seen, p, 0) for p in parts)
+            parts = tuple(None if p is None else where(mask, p, 0) for p in parts)
         contexts = []
         with repeated(time):
             for number in range(time):
                 inputs: list[Any] = [None if p is None else p[..., number, :] for p in parts]
                 context, after = self.step(state, *inputs)
                 if mask is not None:
-                    after = _select(mask[..., number], after, state)
+                    after = where(mask[..., number], after, state)
                 contexts.append(context)
                 state = after
-        stacked = (torch.stack(part, len(batch)) for part in zip(*contexts, strict=True))
-        return Context(*stacked), state
+        return stack(contexts, len(batch)), state
 
     def check_steps(self, steps: int) -> None:
         """Raises a ValueError if a memory that does not wrap has fewer slots than that.
@@ -253,12 +251,3 @@ def _check_state(state: Any, first: Any) -> None:  # noqa: ANN401
             f"state must be that of this memory and batch, with tensors of shapes {expected}; "
             f"got {shapes}"
         )
-
-
-def _select(seen: Tensor, after: Any, before: Any) -> Any:  # noqa: ANN401
-    """The state after the step where it was seen, else that before."""
-
-    def choose(new: Tensor, old: Tensor) -> Tensor:
-        return torch.where(seen.reshape(*seen.shape, *(1,) * (new.dim() - seen.dim())), new, old)
-
-    return map_tensors(choose, after, before)

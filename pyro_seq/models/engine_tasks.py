@@ -26,6 +26,7 @@ from torch import Tensor
 
 from pyro_seq.engines.base import Engine
 from pyro_seq.engines.rtagger import RTagger
+from pyro_seq.models.step_handlers import hide
 from pyro_seq.models.step_model import check_sequences, check_values
 from pyro_seq.nn.naming import unique_name
 from pyro_seq.ops.trees import map_tensors
@@ -151,8 +152,7 @@ class EngineTasks(PyroModule):
             mask: bool `(batch, time)`, True where observed.
         """
         self.engine.check_frames(x, time=True)
-        if mask is not None:
-            x = torch.where(mask.reshape(*mask.shape, *(1,) * (x.dim() - 2)), x, 0)
+        x = hide(x, mask)
         return self._next(x, mask) if self.iterations is None else self._again(x, mask)
 
     def _next(self, x: Tensor, mask: Tensor | None) -> Foretold:

@@ -24,13 +24,14 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_seq.models.mixture_ssm import MixtureSSM
+from pyro_seq.models.step_handlers import hide
 from pyro_seq.nn.decoders import DECODERS
 from pyro_seq.nn.dynamics import MixtureDynamics
 from pyro_seq.nn.naming import unique_name
 from pyro_seq.nn.weights import WeightNetwork
 from pyro_seq.plugins import get, register
 
-__all__ = ["ESTIMATORS", "Generated", "KVAE", "hide"]
+__all__ = ["ESTIMATORS", "Generated", "KVAE"]
 
 ESTIMATORS = ("closed_form", "joint", "marginal")
 LIKELIHOODS = ("bernoulli", "gaussian")
@@ -273,13 +274,6 @@ class KVAE(PyroModule):
             )
         if controls is not None and not torch.isfinite(controls).all():
             raise ValueError("controls must be finite; got NaN or infinity")
-
-
-def hide(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Frames with zeros where they are missing, whatever stood there."""
-    if mask is None:
-        return x
-    return torch.where(mask.view(*mask.shape, *(1,) * (x.dim() - 2)), x, torch.zeros_like(x))
 
 
 def _options_without_name(argument: str) -> str:

@@ -15,12 +15,15 @@ from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor
 from torch.distributions import transform_to
 
+from pyro_seq.ops.trees import where
+
 __all__ = [
     "FRAME",
     "active_batch_shape",
     "at_step",
     "explaining",
     "frame_at",
+    "hide",
     "in_support",
     "is_likelihood",
     "observe",
@@ -156,17 +159,20 @@ def spread(seen: Tensor, distribution: Any) -> Tensor:  # noqa: ANN401
     return seen.reshape(*seen.shape, *(1,) * len(distribution.event_shape))
 
 
+def hide(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Frames with zeros where they are missing, whatever stood there."""
+    return x if mask is None else where(mask, x, torch.zeros_like(x))
+
+
 def frame_at(
     x: Tensor | None, mask: Tensor | None, number: int, batch_shape: Size
 ) -> tuple[Tensor | None, Tensor | None]:
     """One frame `(*batch, *frame)`, zero where it is missing, and where it was seen `(*batch)`."""
-    seen = None if mask is None else mask[:, number].expand(batch_shape)
+    here = None if mask is None else mask[:, number]
+    seen = None if here is None else here.expand(batch_shape)
     if x is None:
         return None, seen
-    x_t = x[:, number]
-    if mask is not None:
-        here = mask[:, number].reshape(-1, *(1,) * (x_t.dim() - 1))
-        x_t = torch.where(here, x_t, torch.zeros_like(x_t))
+    x_t = hide(x[:, number], here)
     return x_t.expand(*batch_shape, *x_t.shape[1:]), seen
 
 

@@ -25,7 +25,7 @@ from pyro_seq.models.step_handlers import (
 )
 from pyro_seq.nn.arguments import check_positive
 from pyro_seq.nn.naming import unique_name
-from pyro_seq.ops.trees import leaves, map_tensors
+from pyro_seq.ops.trees import flatten_batch, leaves, map_tensors, unflatten_batch
 
 __all__ = ["SplitState", "SplitStepModel", "StepModel"]
 
@@ -323,11 +323,8 @@ class SplitStepModel(StepModel):
 
     def initial_state(self, batch_shape: Size) -> SplitState:
         """The model's own state and the memory of the embedding."""
-        memory = map_tensors(
-            lambda m: m.reshape(*batch_shape, *m.shape[1:]),
-            self.initial_memory(batch_shape.numel()),
-        )
-        return SplitState(self.begin(batch_shape), memory)
+        memory = self.initial_memory(batch_shape.numel())
+        return SplitState(self.begin(batch_shape), unflatten_batch(memory, batch_shape))
 
     def visible(self, state: SplitState) -> Any:  # noqa: ANN401
         """The model's own state."""
@@ -355,11 +352,9 @@ class SplitStepModel(StepModel):
         if not self.reads_frames:
             return None, memory
         flat = x_t.reshape(-1, 1, *x_t.shape[len(batch) :])
-        memory = map_tensors(lambda m: m.reshape(-1, *m.shape[len(batch) :]), memory)
-        embedding, memory = self.embed(flat, memory)
-        unflatten = lambda m: m.reshape(*batch, *m.shape[1:])  # noqa: E731
-        embedding = map_tensors(lambda e: unflatten(e.squeeze(1)), embedding)
-        return embedding, map_tensors(unflatten, memory)
+        embedding, memory = self.embed(flat, flatten_batch(memory, batch))
+        embedding = map_tensors(lambda e: e.squeeze(1), embedding)
+        return unflatten_batch((embedding, memory), batch)
 
 
 def check_sequences(

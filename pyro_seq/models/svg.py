@@ -25,6 +25,7 @@ from pyro_seq.nn.heads import NormalHead
 from pyro_seq.nn.pixels import PixelHead
 from pyro_seq.nn.pyramid import VGG, PyramidDecoder, PyramidEncoder
 from pyro_seq.nn.recurrent import OverTime, lstm_step
+from pyro_seq.ops.trees import where
 from pyro_seq.plugins import register
 
 __all__ = ["SVG"]
@@ -243,5 +244,4 @@ class SVG(Presets, SplitStepModel):
         rows, steps = (torch.arange(n, device=maps.device) for n in maps.shape[:2])
         last = (self.skip_frames - 1 - count).clamp(min=0)
         kept = maps[rows[:, None], torch.minimum(steps, last[:, None])]
-        fresh = (count < self.skip_frames).reshape(-1, *(1,) * (maps.dim() - 1))
-        return torch.where(fresh, kept, before.unsqueeze(1))
+        return where(count < self.skip_frames, kept, before.unsqueeze(1))

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
-__all__ = ["detach", "leaves", "map_tensors", "stack", "unbind"]
+__all__ = [
+    "detach",
+    "flatten_batch",
+    "leaves",
+    "map_tensors",
+    "stack",
+    "unbind",
+    "unflatten_batch",
+    "where",
+]
 
 _SEQUENCES = (tuple, list)
 
@@ -56,9 +65,38 @@ def detach(tree: Any) -> Any:  # noqa: ANN401
     return map_tensors(Tensor.detach, tree)
 
 
-def stack(trees: list[Any]) -> Any:  # noqa: ANN401
-    """Trees of one form as one tree, each of its tensors with a new first dimension."""
-    return map_tensors(lambda *each: torch.stack(each), trees[0], *trees[1:])
+def where(seen: Tensor, after: Any, before: Any) -> Any:  # noqa: ANN401
+    """One tree where something was seen, else another of its form, or a number for a tensor.
+
+    Args:
+        seen: bool `(*batch)`, the first dimensions of every tensor.
+        after: The tree where it is True.
+        before: That where it is False.
+    """
+
+    def choose(new: Tensor, old: Any) -> Tensor:  # noqa: ANN401
+        return torch.where(seen.reshape(*seen.shape, *(1,) * (new.dim() - seen.dim())), new, old)
+
+    return map_tensors(choose, after, before)
+
+
+def stack(trees: Sequence[Any], dim: int = 0) -> Any:  # noqa: ANN401
+    """Trees of one form as one tree, each of its tensors with a new dimension."""
+    return map_tensors(lambda *each: torch.stack(each, dim), trees[0], *trees[1:])
+
+
+def flatten_batch(tree: Any, batch: Size) -> Any:  # noqa: ANN401
+    """A tree whose tensors have one batch dimension in place of those given."""
+    if len(batch) == 1:
+        return tree
+    return map_tensors(lambda p: p.reshape((batch.numel(), *p.shape[len(batch) :])), tree)
+
+
+def unflatten_batch(tree: Any, batch: Size) -> Any:  # noqa: ANN401
+    """A tree whose tensors have the batch dimensions given in place of one."""
+    if len(batch) == 1:
+        return tree
+    return map_tensors(lambda p: p.reshape((*batch, *p.shape[1:])), tree)
 
 
 def unbind(tree: Any, dim: int = 0) -> list[Any]:  # noqa: ANN401

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Size, Tensor
 
-from pyro_seq.engines.base import Engine, stack_over_time
-from pyro_seq.ops.trees import leaves, map_tensors
+from pyro_seq.engines.base import Engine
+from pyro_seq.ops.trees import leaves, map_tensors, stack
 from pyro_seq.testing.contracts import (
     assert_close,
     assert_finite,
@@ -126,7 +126,7 @@ def steps_agree_with_forward(case: EngineCase) -> None:
     trial = _made(case)
     outputs, state = trial.engine(trial.x, state=map_tensors(torch.clone, trial.state))
     found = _steps(trial)
-    _same(stack_over_time([one for one, _ in found], 1), outputs, "outputs by steps")
+    _same(stack([one for one, _ in found], 1), outputs, "outputs by steps")
     _same(found[-1][1], state, "state by steps")
 
 

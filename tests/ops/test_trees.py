@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
-from pyro_seq.ops.trees import detach, leaves, map_tensors, stack, unbind
+from pyro_seq.ops.trees import (
+    detach,
+    flatten_batch,
+    leaves,
+    map_tensors,
+    stack,
+    unbind,
+    unflatten_batch,
+    where,
+)
 
 
 class State(NamedTuple):
@@ -66,3 +76,21 @@ def test_unbind_undoes_stack(dim: int) -> None:
         assert type(one) is State
         for found, leaf in zip(leaves(one), leaves(expected), strict=True):
             assert torch.equal(found, leaf)
+
+
+def test_where_chooses_by_the_first_dimensions() -> None:
+    seen = torch.tensor([True, False])
+    mixed = where(seen, tree(1.0), tree(math.nan))
+    assert type(mixed) is State
+    for leaf in leaves(mixed):
+        assert (leaf[0] == 1).all() and leaf[1].isnan().all()
+    assert torch.equal(where(seen, torch.ones(2, 3), 0), torch.tensor([[1.0] * 3, [0.0] * 3]))
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+def test_unflattened_batches_are_the_flat_ones(batch: tuple[int, ...]) -> None:
+    made = (torch.randn(*batch, 4), [torch.zeros(batch), None])
+    flat = flatten_batch(made, Size(batch))
+    assert [leaf.shape[0] for leaf in leaves(flat)] == [Size(batch).numel()] * 2
+    again = unflatten_batch(flat, Size(batch))
+    assert all(map(torch.equal, leaves(again), leaves(made)))
