@@ -122,7 +122,7 @@ class StepContext:
             return self._evaluate_split(self.model, state, choose, attached)
         sites = self._sites(choose)
         with sites, nullcontext() if attached else repeated(None):
-            self.model.step(state, self.frame.x, *controls(self.frame))
+            self.model.step(state, self.frame.x, self.frame.control)
         if not sites.likelihoods:
             raise ValueError("the step must sample the frame: pyro.sample('x', ..., obs=x_t)")
         nats = torch.stack([each.log_prob for each in sites.likelihoods]).sum(0)
@@ -157,11 +157,6 @@ class StepContext:
 
     def _sites(self, choose: Callable[[LatentSite], Any]) -> InferSites:
         return InferSites(choose, self.batch_shape, self.frame.seen, self.frame.informed)
-
-
-def controls(frame: Frame) -> tuple[Tensor, ...]:
-    """The control as an argument of a step, if there is one."""
-    return () if frame.control is None else (frame.control,)
 
 
 def emission_log_prob(

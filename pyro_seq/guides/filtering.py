@@ -16,7 +16,6 @@ from pyro.nn import PyroModule, pyro_method
 from torch import Size, Tensor
 
 from pyro_seq.guides.context import Frame, StepContext, is_substitutable, substitute
-from pyro_seq.guides.context import controls as step_controls
 from pyro_seq.guides.sites import InferSites, LatentSite, Likelihood
 from pyro_seq.models.step_handlers import active_batch_shape, at_step, hide, touch
 from pyro_seq.models.step_model import SplitState, SplitStepModel, StepModel
@@ -268,7 +267,7 @@ class FilteringGuide(PyroModule):
                 after = model.proceed(context.state, frame.x, frame.control)
         else:
             with sites:
-                after = model.step(state.model, frame.x, *step_controls(frame))
+                after = model.step(state.model, frame.x, frame.control)
         _check_step(state.model, after, versions)
         _check_held(model, held)
         return Step(

@@ -16,8 +16,9 @@ from torch import Tensor
 from pyro_seq.distributions import LinearGaussianSSM
 from pyro_seq.guides.online import OnlineFilter
 from pyro_seq.guides.streams import check_streams
-from pyro_seq.models.kvae import KVAE
+from pyro_seq.models.kvae import KVAE, options_without_name
 from pyro_seq.models.step_handlers import hide
+from pyro_seq.nn.arguments import check_choice
 from pyro_seq.nn.dynamics import Conditioned, DynamicsState, Prediction
 from pyro_seq.nn.encoders import ENCODERS, FrameEncoder
 from pyro_seq.nn.naming import unique_name
@@ -103,16 +104,12 @@ class KalmanGuide(PyroModule):
         if not isinstance(model, KVAE):
             raise TypeError(f"model must be a KVAE; got {type(model).__name__}")
         if isinstance(encoder, str):
-            if encoder not in ENCODERS:
-                raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}; got {encoder!r}")
+            check_choice("encoder", encoder, ENCODERS)
             encoder = ENCODERS[encoder](
                 model.frame_shape, model.dynamics.obs, **(encoder_options or {})
             )
         elif encoder_options:
-            raise ValueError(
-                "encoder_options must be None when encoder is a module; give them to the module, "
-                "or name it: encoder='mlp'"
-            )
+            raise ValueError(options_without_name("encoder"))
         self._model = (model,)
         self.encoder = encoder
 
@@ -192,7 +189,7 @@ class KalmanGuide(PyroModule):
                 stands at missing frames is not read.
         """
         a = self._codes_of(x, mask, controls, encoded)
-        seen = _everywhere(x) if mask is None else mask
+        seen = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
         given = self.model.dynamics.condition(a, seen, controls)
         if given.filtered is None:
             raise RuntimeError("the filter did not run")
@@ -261,12 +258,7 @@ class KalmanGuide(PyroModule):
         self, state: DynamicsState, steps: int, controls: Tensor | None = None
     ) -> Tensor:
         """The mean path, `(batch, steps, *frame)`."""
-        if self.model.dynamics.controls and controls is None:
-            raise ValueError(
-                "controls must be (batch, steps, controls) = "
-                f"({state.previous.shape[0]}, {steps}, {self.model.dynamics.controls}), "
-                "as the model reads them; got None"
-            )
+        self.model.check_controls(controls, state.previous.shape[0], steps)
         codes = []
         for number in range(steps):
             a, ahead = self._ahead(state, None if controls is None else controls[:, number])
@@ -309,11 +301,6 @@ class KalmanGuide(PyroModule):
                 f"got shape {tuple(encoded.shape)}"
             )
         return encoded
-
-
-def _everywhere(x: Tensor) -> Tensor:
-    """The mask of frames that are all there."""
-    return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
 
 
 def _trajectory(

@@ -51,14 +51,13 @@ def prototype(model: StepModel) -> Prototype:
         state = model.initial_state(batch)
         like = next(leaves(state), torch.zeros(()))
         u = like.new_zeros(BATCH, model.controls) if model.controls else None
-        control = () if u is None else (u,)
         plate = pyro.plate("sequences", BATCH, dim=-1)
         with pyro.poutine.block(), plate, observe(None) as observed, explaining(None, u):
-            model.step(state, None, *control)
+            model.step(state, None, u)
         frame = observed.frame
         sites = InferSites(lambda site: site.prior, batch)
         with sites, explaining(frame, u):
-            model.step(state, frame, *control)
+            model.step(state, frame, u)
     if not sites.latents:
         raise ValueError("the step must sample at least one latent; got none")
     sizes = {}

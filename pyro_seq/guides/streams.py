@@ -10,7 +10,7 @@ import torch
 from torch import Size, Tensor
 
 from pyro_seq.guides.filtering import FilteringGuide, FilterState
-from pyro_seq.guides.sites import InferSites, LatentSite
+from pyro_seq.guides.sites import InferSites, LatentSite, check_names
 from pyro_seq.models.step_handlers import FRAME, predicted
 from pyro_seq.ops.resampling import resampled
 
@@ -118,7 +118,7 @@ class Streams:
         """State of model and guide before the first frame, particles of equal weight."""
         shape = Size((batch,) if self.particles is None else (self.particles, batch))
         state = self.guide.initial(shape)
-        like = next((p for p in self.guide.model.parameters()), torch.empty(0))
+        like = next(self.guide.model.parameters(), torch.empty(0))
         equal = like.new_full(shape, -math.log(self.particles or 1))
         return OnlineState(state.model, state.guide, equal)
 
@@ -138,7 +138,9 @@ class Streams:
         before = FilterState(state.model, state.guide)
         (frame,), _ = guide.frames(x.unsqueeze(1), seen, here, before, shape, defer=False)
         step = guide.advance(before, frame, shape)
-        self._check_sites([site.name for site in step.sites])
+        names = [site.name for site in step.sites]
+        self._sites = self._sites or names
+        check_names(self._sites, names)
         divergence, sampled = (
             torch.stack([site.divergence(shape, analytic) for site in step.sites]).sum(0)
             for analytic in (True, False)
@@ -169,12 +171,8 @@ class Streams:
         self, state: OnlineState, steps: int, controls: Tensor | None = None
     ) -> Tensor:
         """The model alone, its frames replaced by their means."""
-        if self.guide.model.controls and controls is None:
-            raise ValueError(
-                f"controls must be (batch, steps, controls) = ({state.log_weights.shape[-1]}, "
-                f"{steps}, {self.guide.model.controls}), as the model reads them; got None"
-            )
         shape, inner, frames = state.log_weights.shape, state.model, []
+        self.guide.model.check_controls(controls, shape[-1], steps)
         for number in range(steps):
             control = None if controls is None else controls[:, number]
             ahead, inner = self._ahead(inner, shape, control)
@@ -196,7 +194,7 @@ class Streams:
             control = control.expand(*shape, -1)
         sites = InferSites(_prior_and_mean_frame, shape)
         with sites:
-            after = model.step(state, None, *(() if control is None else (control,)))
+            after = model.step(state, None, control)
         frame = next((site for site in sites.latents if site.name == FRAME), None)
         if frame is None:
             raise ValueError("the step must sample the frame: pyro.sample('x', ..., obs=x_t)")
@@ -216,15 +214,6 @@ class Streams:
             return frames
         weights = log_weights.exp()
         return (weights.reshape(*weights.shape, *(1,) * (frames.dim() - 2)) * frames).sum(0)
-
-    def _check_sites(self, names: list[str]) -> None:
-        """Raises when a step has other latents than the first one."""
-        self._sites = self._sites or names
-        if names != self._sites:
-            raise ValueError(
-                f"the latent sites of a step must be the same at every step, {self._sites}; "
-                f"got {names}"
-            )
 
 
 def _prior_and_mean_frame(site: LatentSite) -> Any:  # noqa: ANN401

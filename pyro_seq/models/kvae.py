@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from pyro_seq.models.mixture_ssm import MixtureSSM
 from pyro_seq.models.step_handlers import hide
+from pyro_seq.nn.arguments import check_choice
 from pyro_seq.nn.decoders import DECODERS
 from pyro_seq.nn.dynamics import MixtureDynamics
 from pyro_seq.nn.naming import unique_name
@@ -105,7 +106,7 @@ class KVAE(PyroModule):
         dynamics_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(unique_name("kvae"))
-        _check_name("likelihood", likelihood, LIKELIHOODS)
+        check_choice("likelihood", likelihood, LIKELIHOODS)
         self.frame_shape, self.likelihood = tuple(frame_shape), likelihood
         network = weights
         if isinstance(network, str):
@@ -113,12 +114,12 @@ class KVAE(PyroModule):
                 WeightNetwork, get("dynamics", network)(obs, modes, **(weights_options or {}))
             )
         elif weights_options:
-            raise ValueError(_options_without_name("weights"))
+            raise ValueError(options_without_name("weights"))
         if isinstance(decoder, str):
-            _check_name("decoder", decoder, tuple(DECODERS))
+            check_choice("decoder", decoder, DECODERS)
             decoder = DECODERS[decoder](obs, frame_shape, **(decoder_options or {}))
         elif decoder_options:
-            raise ValueError(_options_without_name("decoder"))
+            raise ValueError(options_without_name("decoder"))
         self.dynamics = MixtureDynamics(
             network, obs, state, modes, controls=controls, **(dynamics_options or {})
         )
@@ -137,7 +138,7 @@ class KVAE(PyroModule):
 
     @estimator.setter
     def estimator(self, name: str) -> None:
-        _check_name("estimator", name, ESTIMATORS)
+        check_choice("estimator", name, ESTIMATORS)
         self._estimator = name
 
     def forward(
@@ -169,7 +170,7 @@ class KVAE(PyroModule):
         r""":math:`p(a \mid u)`, a distribution over sequences of codes; z integrated out."""
         if batch < 1 or time < 1:
             raise ValueError(f"batch and time must be at least 1; got {batch} and {time}")
-        self._check_controls(batch, time, controls)
+        self.check_controls(controls, batch, time)
         return MixtureSSM(self.dynamics, batch, time, mask, controls)
 
     def frames(self, a: Tensor, mask: Tensor | None = None) -> dist.Independent:
@@ -241,11 +242,12 @@ class KVAE(PyroModule):
                 f"got {mask.dtype} of shape {tuple(mask.shape)}"
                 + ("" if mask.dtype == torch.bool else ". Use mask.bool()")
             )
-        self._check_controls(x.shape[0], x.shape[1], controls)
+        self.check_controls(controls, *x.shape[:2])
         if is_validation_enabled():
             self._check_values(x, mask, controls)
 
-    def _check_controls(self, batch: int, time: int, controls: Tensor | None) -> None:
+    def check_controls(self, controls: Tensor | None, batch: int, time: int) -> None:
+        """Raise a ValueError unless controls are those of so many sequences and steps."""
         size = self.dynamics.controls
         got = None if controls is None else tuple(controls.shape)
         if size == 0 and controls is not None:
@@ -276,13 +278,9 @@ class KVAE(PyroModule):
             raise ValueError("controls must be finite; got NaN or infinity")
 
 
-def _options_without_name(argument: str) -> str:
+def options_without_name(argument: str) -> str:
+    """What is wrong with the options of a part that is given as a module."""
     return (
         f"{argument}_options must be None when {argument} is a module; give them to the module, "
         f"or name it: {argument}='mlp'"
     )
-
-
-def _check_name(argument: str, name: str, known: tuple[str, ...]) -> None:
-    if name not in known:
-        raise ValueError(f"{argument} must be one of {', '.join(known)}; got {name!r}")

@@ -134,7 +134,7 @@ class StepModel(PyroModule):
             raise ValueError("x must be given, or else batch= and time= of what to generate")
         else:
             check_positive(batch=batch, time=time)
-            self._check_controls(controls, batch, time)
+            self.check_controls(controls, batch, time)
         with pyro.plate("sequences", batch, dim=-1):
             shape = active_batch_shape()
             state, frames = self.initial_state(shape), []
@@ -179,7 +179,7 @@ class StepModel(PyroModule):
                 f"{type(state).__name__}"
             )
         batch, frames = next(leaves(state)).shape[0], []
-        self._check_controls(controls, batch, time)
+        self.check_controls(controls, batch, time)
         with pyro.poutine.block(), pyro.plate("sequences", batch, dim=-1):
             for number in range(time):
                 u_t = None if controls is None else controls[:, number]
@@ -193,8 +193,8 @@ class StepModel(PyroModule):
         """Shows all parameters to Pyro, for handlers that collect them."""
         touch(self)
 
-    def _check_controls(self, controls: Tensor | None, batch: int, time: int) -> None:
-        """Raises a ValueError unless there are controls for what is to be generated."""
+    def check_controls(self, controls: Tensor | None, batch: int, time: int) -> None:
+        """Raises a ValueError unless controls are those of so many sequences and steps."""
         expected = (batch, time, self.controls) if self.controls else None
         if controls is not None and not isinstance(controls, Tensor):
             raise TypeError(f"controls must be a tensor; got {type(controls).__name__}")

@@ -152,8 +152,12 @@ def test_online_forecast_is_the_mean_path() -> None:
     a = guide.filter(x, hidden, controls).a[:, 4:]
     torch.testing.assert_close(frames, model.decode(a).detach())
     assert online.state is before
-    with pytest.raises(ValueError, match=r"controls must be .* = \(3, 1, \d\), as .*; got None"):
+    with pytest.raises(ValueError, match=r"controls must be .* = \(3, 1, \d\); got None"):
         online.forecast(1)
+    model = KVAE((1, 8, 8), decoder="mlp")
+    with pytest.raises(ValueError, match="controls must be None, since the model was built with"):
+        KalmanGuide(model, "mlp").online(3).forecast(1, torch.zeros(3, 1, 2))
+    model, guide = pair()
     with pytest.raises(ValueError, match="particles and predict are for step models; KalmanGuide"):
         OnlineFilter(model, guide, particles=4)
 

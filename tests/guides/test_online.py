@@ -399,8 +399,10 @@ def test_bad_states_and_forecasts_are_named() -> None:
     with pytest.raises(ValueError, match=r"controls must be .* = \(4, 2, .*; got shape \(4, 3, 2"):
         online.forecast(2, torch.zeros(4, 3, 2).double())
     model, guide = pair("free, avf")
-    with pytest.raises(ValueError, match=r"controls must be .* = \(4, 2, 2\), as .*; got None"):
-        OnlineFilter(model, guide, 4).forecast(2)
+    online = OnlineFilter(model, guide, 4)
+    for bad, got in ((None, "None"), (torch.zeros(4, 2, 3).double(), r"\(4, 2, 3\)")):
+        with pytest.raises(ValueError, match=rf"controls must be .* = \(4, 2, 2\); got {got}"):
+            online.forecast(2, bad)
 
 
 def test_sites_that_come_and_go_are_refused() -> None:
