@@ -20,6 +20,7 @@ from pyro_seq.engines.rows import (
     SoftMaxRow,
 )
 from pyro_seq.engines.rtagger import RTagger
+from pyro_seq.nn.arguments import check_choice
 
 __all__ = [
     "ABLATIONS",
@@ -234,8 +235,7 @@ def _ladder(
     frame_shape: Sequence[int], rows: Rows, encoder: str, options: dict[str, Any]
 ) -> RLadder:
     """The ladder of the rows, or one with the rows of table 6 or 7."""
-    if encoder not in ("ladder", "baseline", "static"):
-        raise ValueError(f"encoder must be one of ladder, baseline, static; got {encoder!r}")
+    check_choice("encoder", encoder, ("ladder", "baseline", "static"))
     if encoder == "ladder":
         return RLadder(frame_shape, rows, **options)
     dropped = (ConvLSTMRow,) if encoder == "baseline" else (ConvLSTMRow, LSTMRow)

@@ -129,7 +129,7 @@ class RLadder(Engine):
         super().__init__(frame_shape)
         check_choice("d2e", d2e, LINKS)
         check_choice("d2e_init", d2e_init, STARTS)
-        check_choice("norm", norm, tuple(NORMS))
+        check_choice("norm", norm, NORMS)
         self.rows, head = _split(rows)
         self.shapes = row_shapes(self.rows, frame_shape)
         norms = dict(zip(("rows", "cells"), NORMS[norm], strict=True), iterations=iterations)

@@ -14,7 +14,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pyro_seq.nn.space import conv_shape
+from pyro_seq.nn.arguments import check_choice
+from pyro_seq.nn.space import Shape, conv_shape
 
 __all__ = [
     "CELLS",
@@ -32,7 +33,6 @@ __all__ = [
 CELLS = ("g1", "conv_g1", "conv_g2", "conv_g3", "broadcast", "none")
 ACTIVATIONS = ("relu", "linear")
 POOLS = ("max", "mean")
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,9 +217,7 @@ def _check_row(row: Row, number: int) -> None:
     if not isinstance(row, (ConvLSTMRow, ConvRow, PoolRow, LinearRow, LSTMRow)):
         raise ValueError("expected a row of pyro_seq.engines; a SoftMaxRow comes last")
     for name, choices in (("cell", CELLS), ("activation", ACTIVATIONS), ("kind", POOLS)):
-        value = getattr(row, name, choices[0])
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+        check_choice(name, getattr(row, name, choices[0]), choices)
     if row.cell == "none" and number > 1:
         raise ValueError("cell may be 'none' in the first row alone")
     for name in ("channels", "kernel", "stride", "size", "units"):

@@ -20,6 +20,7 @@ from pyro_seq.evaluation.bound import Bound
 from pyro_seq.evaluation.context import as_batch
 from pyro_seq.evaluation.draws import Draws, posterior_draws
 from pyro_seq.evaluation.elbo import elbo, fivo, iwae
+from pyro_seq.nn.arguments import check_choice
 from pyro_seq.ops.trees import where
 
 if TYPE_CHECKING:
@@ -128,8 +129,7 @@ def compare(
         ValueError: For an unknown bound, no pairs, a missing batch or number of samples, or bounds
             that differ in kind or sequences.
     """
-    if bound not in BOUNDS:
-        raise ValueError(f"bound must be one of {', '.join(BOUNDS)}; got {bound!r}")
+    check_choice("bound", bound, BOUNDS)
     bounds = {}
     for name, pair in pairs.items():
         if not isinstance(pair, Bound):

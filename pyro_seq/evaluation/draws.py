@@ -23,6 +23,7 @@ from pyro_seq.evaluation.context import (
     stacked,
 )
 from pyro_seq.models.step_model import StepModel
+from pyro_seq.nn.arguments import check_choice
 from pyro_seq.ops.trees import where
 
 __all__ = ["Band", "Draws", "posterior_draws"]
@@ -96,8 +97,7 @@ class Draws(NamedTuple):
 
     def _named(self, name: str) -> Tensor:
         known = self.sites | self.frames
-        if name not in known:
-            raise ValueError(f"name must be one of {', '.join(known)}; got {name!r}")
+        check_choice("name", name, known)
         return known[name]
 
 

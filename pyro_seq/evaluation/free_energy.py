@@ -16,6 +16,7 @@ from pyro_seq.evaluation.context import as_batch, blocks, evaluating
 from pyro_seq.evaluation.step_pairs import step_terms
 from pyro_seq.guides.filtering import FilteringGuide
 from pyro_seq.models.step_model import StepModel
+from pyro_seq.nn.arguments import check_choice
 
 __all__ = ["FreeEnergy", "free_energy"]
 
@@ -70,8 +71,7 @@ class FreeEnergy(NamedTuple):
         Raises:
             ValueError: For another convention, or when no step is left.
         """
-        if over not in OVER:
-            raise ValueError(f"over must be one of {', '.join(OVER)}; got {over!r}")
+        check_choice("over", over, OVER)
         totals, steps = self._sums(skip)
         return mean_of(totals / steps) if over == "sequences" else ratio_of(totals, steps)
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from pyro_seq.evaluation.bound import Estimate, mean_of
+from pyro_seq.nn.arguments import check_choice
 
 __all__ = [
     "GroupScores",
@@ -112,8 +113,7 @@ def adjusted_mutual_information(segments: Tensor, groups: Tensor, average: str =
     Raises:
         ValueError: When the shapes differ, a group is negative, or for an unknown average.
     """
-    if average not in AVERAGES:
-        raise ValueError(f"average must be one of {', '.join(AVERAGES)}; got {average!r}")
+    check_choice("average", average, AVERAGES)
     table = _table(segments, groups)
     batch, table = table.shape[:-2], table.flatten(0, -3)
     rows = max(CHUNK // (table[0].numel() * int(table.sum((-1, -2)).max() + 1)), 1)

@@ -14,6 +14,7 @@ from pyro_seq.evaluation.draws import posterior_draws
 from pyro_seq.evaluation.metrics import pixel_error
 from pyro_seq.guides.filtering import FilteringGuide
 from pyro_seq.models.step_handlers import FRAME
+from pyro_seq.nn.arguments import check_choice
 from pyro_seq.ops.trees import where
 
 __all__ = ["blank_frame", "copy_last", "format_table", "imputation_table", "impute"]
@@ -71,8 +72,7 @@ def impute(
     """
     if how is None:
         how = "filter" if isinstance(guide, FilteringGuide) and guide.online else "smooth"
-    if how not in HOW:
-        raise ValueError(f"how must be one of {', '.join(HOW)}; got {how!r}")
+    check_choice("how", how, HOW)
     if isinstance(guide, FilteringGuide):
         _check_direction(guide, how)
         batch = Batch(x, mask, controls)

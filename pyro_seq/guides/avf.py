@@ -26,7 +26,7 @@ from pyro_seq.guides.prototype import flat, prototype
 from pyro_seq.guides.sites import check_names
 from pyro_seq.models.step_handlers import predicted
 from pyro_seq.models.step_model import StepModel
-from pyro_seq.nn.arguments import check_choice
+from pyro_seq.nn.arguments import check_choice, check_positive
 from pyro_seq.nn.mlp import FlatFrames
 from pyro_seq.nn.repeated import repeated
 from pyro_seq.plugins import register
@@ -34,8 +34,6 @@ from pyro_seq.plugins import register
 __all__ = ["AVF", "ENCODES"]
 
 ENCODES = ("parameters", "gradients", "observation", "errors", "state")
-
-Parameters = dict[str, Tensor]
 
 
 @register("guides", "avf")
@@ -108,9 +106,7 @@ class AVF(FilteringGuide):
         gradient_scale: float = 1.0,
     ) -> None:
         super().__init__(model)
-        for name, value in (("iterations", iterations), ("samples", samples)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
+        check_positive(iterations=iterations, samples=samples)
         check_choice("start", start, STARTS)
         check_choice("units", units, UNITS)
         unknown = [name for name in encodes if name not in ENCODES]

@@ -15,15 +15,13 @@ from torch import Tensor
 
 from pyro_seq.guides.context import StepContext
 from pyro_seq.guides.filtering import FilteringGuide, Inference
-from pyro_seq.guides.local import STARTS, UNITS, LocalProblem
+from pyro_seq.guides.local import STARTS, UNITS, LocalProblem, Parameters
 from pyro_seq.guides.prototype import prototype
 from pyro_seq.models.step_model import StepModel
-from pyro_seq.nn.arguments import check_choice
+from pyro_seq.nn.arguments import check_choice, check_positive
 from pyro_seq.plugins import register
 
 __all__ = ["VariationalEM"]
-
-Parameters = dict[str, Tensor]
 
 
 @register("guides", "vfem")
@@ -75,13 +73,10 @@ class VariationalEM(FilteringGuide):
         super().__init__(model)
         known = prototype(model)
         self.frame_shape, self.reads_priors = known.frame_shape, len(known.sizes) > 1
-        if optimizer not in ("adam", "sgd"):
-            raise ValueError(f"optimizer must be 'adam' or 'sgd'; got {optimizer!r}")
+        check_choice("optimizer", optimizer, ("adam", "sgd"))
         check_choice("start", start, STARTS)
         check_choice("units", units, UNITS)
-        for name, value in (("iterations", iterations), ("samples", samples)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
+        check_positive(iterations=iterations, samples=samples)
         if not rate > 0:
             raise ValueError(f"rate must be positive; got {rate}")
         self.iterations, self.rate, self.optimizer = iterations, rate, optimizer

@@ -26,6 +26,7 @@ from pyro_seq.inference.filtering import (
     with_objective,
 )
 from pyro_seq.models.step_model import StepModel
+from pyro_seq.nn.arguments import check_choice
 from pyro_seq.ops.resampling import SCHEMES, resampled
 
 __all__ = ["FIVO", "IWAE", "ParticleFiltered", "filter_particles"]
@@ -213,5 +214,4 @@ def check_resampling(resample_below: float, scheme: str) -> None:
             "resample_below must be a fraction of the particles, from 0 (never) to 1; "
             f"got {resample_below}"
         )
-    if scheme not in SCHEMES:
-        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}")
+    check_choice("scheme", scheme, SCHEMES)

@@ -169,16 +169,13 @@ class EngineTasks(PyroModule):
         if x.shape[1] != 1:
             raise ValueError(f"x must have one frame to iterate on; got shape {tuple(x.shape)}")
         assert self.iterations is not None
-        output, _ = self.engine.iterate(self._seen(x[:, 0]), self.iterations)
+        seen = x[:, 0]
+        if self.training and isinstance(self.engine, RTagger):
+            seen = self.engine.corrupt(seen)
+        output, _ = self.engine.iterate(seen, self.iterations)
         frames = x.expand(-1, self.iterations, *x.shape[2:])
         there = None if mask is None else mask.expand(-1, self.iterations)
         return Foretold(output, self._emission(_shown(output)), frames, there)
-
-    def _seen(self, frame: Tensor) -> Tensor:
-        """The frame as the engine sees it."""
-        if self.training and isinstance(self.engine, RTagger):
-            return self.engine.corrupt(frame)
-        return frame
 
     def _emission(self, output: Any) -> Any:  # noqa: ANN401
         """The distribution of frames that an output stands for."""

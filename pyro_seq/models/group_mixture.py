@@ -90,7 +90,7 @@ class GroupMixtureModel(SplitStepModel):
     ) -> None:
         super().__init__()
         check_choice("pixels", pixels, PIXELS)
-        check_choice("transition", transition, tuple(TRANSITIONS))
+        check_choice("transition", transition, TRANSITIONS)
         if isinstance(frame, int) or len(frame) < 2 or min(frame) < 1:
             raise ValueError(f"frame must be (channels, *space), all positive; got {frame}")
         check_positive(groups=groups, latent=latent)

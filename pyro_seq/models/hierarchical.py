@@ -21,6 +21,7 @@ from torch import Size, Tensor, nn
 
 from pyro_seq.models.presets import Presets
 from pyro_seq.models.step_model import SplitStepModel
+from pyro_seq.nn.arguments import check_choice
 from pyro_seq.nn.heads import emission_head
 from pyro_seq.nn.mlp import FlatFrames, mlp
 from pyro_seq.nn.transitions import TRANSITIONS
@@ -58,6 +59,7 @@ class HierarchicalTemporalModel(Presets, SplitStepModel):
         PRESETS: `"small"`, three levels for frames of some hundred values.
 
     Raises:
+        TypeError: When sizes are no sequence.
         ValueError: When there is no level, or for an unknown transition or emission.
 
     Example:
@@ -98,10 +100,7 @@ class HierarchicalTemporalModel(Presets, SplitStepModel):
                 raise TypeError(f"{name} must be a sequence of sizes; got {sizes}")
         if not latents or min(latents) < 1:
             raise ValueError(f"latents must be one positive size or more; got {tuple(latents)}")
-        if transition not in TRANSITIONS:
-            raise ValueError(
-                f"transition must be one of {', '.join(TRANSITIONS)}; got {transition!r}"
-            )
+        check_choice("transition", transition, TRANSITIONS)
         self.controls = controls
         above = [*latents[1:], 0]
         self.levels = nn.ModuleList(

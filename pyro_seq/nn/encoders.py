@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pyro_seq.nn.arguments import check_choice
 from pyro_seq.nn.convolutions import glorot_start, video_shape
 
 __all__ = ["ENCODERS", "ConvEncoder", "FrameEncoder", "MLPEncoder", "STARTS"]
@@ -71,8 +72,7 @@ class FrameEncoder(nn.Module):
             spread: Standard deviation of the codes to begin with; the unit is that of a, in which
                 the noise variances of the dynamics are given.
         """
-        if start not in STARTS:
-            raise ValueError(f"start must be one of {', '.join(STARTS)}; got {start!r}")
+        check_choice("start", start, STARTS)
         _check_frames(frames, self.frame_shape)
         if start == "random":
             return

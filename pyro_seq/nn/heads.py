@@ -10,6 +10,7 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyro_seq.distributions import DiscretizedNormal
+from pyro_seq.nn.arguments import check_choice
 from pyro_seq.nn.repeated import RepeatedLinear
 
 __all__ = ["EMISSIONS", "BernoulliHead", "NormalHead", "WindowHead", "emission_head"]
@@ -132,6 +133,5 @@ def emission_head(
     Raises:
         ValueError: For an unknown name.
     """
-    if name not in EMISSIONS:
-        raise ValueError(f"emission must be one of {', '.join(EMISSIONS)}; got {name!r}")
+    check_choice("emission", name, EMISSIONS)
     return EMISSIONS[name](features, shape, **options)

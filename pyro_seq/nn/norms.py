@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pyro_seq.nn.arguments import check_choice, check_positive
 from pyro_seq.nn.space import per_channel
 
 __all__ = ["NORMS", "IterationBatchNorm", "UnitNorm", "estimate_statistics", "unit_norm"]
@@ -86,8 +87,7 @@ class IterationBatchNorm(nn.Module):
         self, channels: int, iterations: int = 8, momentum: float = 0.1, eps: float = 1e-5
     ) -> None:
         super().__init__()
-        if iterations < 1:
-            raise ValueError(f"iterations must be at least 1; got {iterations}")
+        check_positive(iterations=iterations)
         self.momentum, self.eps = momentum, eps
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
@@ -153,8 +153,7 @@ def unit_norm(norm: str, channels: int, iterations: int = 8) -> nn.Module:
     Raises:
         ValueError: For an unknown name.
     """
-    if norm not in NORMS:
-        raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {norm!r}")
+    check_choice("norm", norm, NORMS)
     if norm == "batch":
         return IterationBatchNorm(channels, iterations)
     return UnitNorm(channels) if norm == "layer" else _Unnormalised()

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from pyro_seq.distributions import DiscretizedNormal
+from pyro_seq.nn.arguments import check_choice
 
 __all__ = ["PixelHead"]
 
@@ -45,8 +46,7 @@ class PixelHead(nn.Module):
         **options: Any,  # noqa: ANN401
     ) -> None:
         super().__init__()
-        if emission not in MAPS:
-            raise ValueError(f"emission must be one of {', '.join(MAPS)}; got {emission!r}")
+        check_choice("emission", emission, MAPS)
         if ("width" in options) != (emission == "window"):
             raise ValueError(
                 "the options of an emission must hold width when it is 'window', and only then; "

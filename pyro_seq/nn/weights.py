@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_seq.nn.arguments import check_positive
 from pyro_seq.plugins import register
 
 __all__ = ["LSTMWeights", "MLPWeights", "StaticWeights", "WeightNetwork"]
@@ -94,8 +95,7 @@ class MLPWeights(WeightNetwork):
 
     def __init__(self, obs: int, modes: int, hidden: int = 50, window: int = 1) -> None:
         super().__init__()
-        if window < 1:
-            raise ValueError(f"window must be at least 1; got {window}")
+        check_positive(window=window)
         self.window = window
         self.network = nn.Sequential(
             nn.Linear(window * obs, hidden),

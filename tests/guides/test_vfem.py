@@ -121,7 +121,7 @@ def test_it_has_nothing_to_learn_and_differentiates_no_inner_step() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optimizer": "newton"}, "optimizer must be 'adam' or 'sgd'; got 'newton'"),
+        ({"optimizer": "newton"}, "optimizer must be one of adam, sgd; got 'newton'"),
         ({"start": "here"}, "start must be one of prior, zeros; got 'here'"),
         ({"iterations": 0}, "iterations must be at least 1; got 0"),
         ({"samples": 0}, "samples must be at least 1; got 0"),
