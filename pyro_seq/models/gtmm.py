@@ -163,11 +163,9 @@ class GTMM(SplitStepModel):
             )
         self.emit = emission
 
-    def check(self, x: Tensor | None, mask: Tensor | None, controls: Tensor | None) -> None:
-        """Also that the memory has room for as many steps."""
-        super().check(x, mask, controls)
-        if x is not None:
-            self.memory.check_steps(x.shape[1])
+    def check_steps(self, steps: int) -> None:
+        """That the memory has room for as many."""
+        self.memory.check_steps(steps)
 
     def begin(self, batch_shape: Size) -> State:
         """Zeros, and the memory as it begins."""

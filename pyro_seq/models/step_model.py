@@ -134,6 +134,7 @@ class StepModel(PyroModule):
             raise ValueError("x must be given, or else batch= and time= of what to generate")
         else:
             check_positive(batch=batch, time=time)
+            self.check_steps(time)
             self.check_controls(controls, batch, time)
         with pyro.plate("sequences", batch, dim=-1):
             shape = active_batch_shape()
@@ -167,11 +168,12 @@ class StepModel(PyroModule):
 
         Raises:
             TypeError: When a number is none, or the state is that of something else.
-            ValueError: When a number is not positive, or the controls do not fit.
+            ValueError: When a number is not positive or too large, or the controls do not fit.
         """
         check_positive(batch=batch, time=time)
         first = self.initial_state(Size((batch,)))
         if state is None:
+            self.check_steps(time)
             state = first
         if type(state) is not type(first):
             raise TypeError(
@@ -206,10 +208,16 @@ class StepModel(PyroModule):
                 else f"controls must be None for a model without controls; got shape {got}"
             )
 
+    def check_steps(self, steps: int) -> None:
+        """Raises a ValueError unless there can be so many steps from the initial state on."""
+
     def check(self, x: Tensor | None, mask: Tensor | None, controls: Tensor | None) -> None:
         """Raises a ValueError that names the argument whose shape or values do not fit."""
         check_sequences(x, mask, controls, self.controls)
-        if x is not None and is_validation_enabled():
+        if x is None:
+            return
+        self.check_steps(x.shape[1])
+        if is_validation_enabled():
             kind = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
             check_types(x, controls, kind)
             bounds = (getattr(part, "frame_bounds", None) for part in self.modules())

@@ -285,8 +285,13 @@ def test_too_many_steps_for_a_memory_that_does_not_wrap_are_named() -> None:
     options = {"slots": TIME - 1, "hidden": 6, "ring": False}
     model = GTMM(FRAME, latent=LATENT, memory="icm", memory_options=options, **SIZES).double()
     guide = NeuralFilter(model, hidden=4).double()
-    with pytest.raises(ValueError, match="slots must be at least the number of steps, 5"):
-        filter_sequences(guide, data()[0])
+    for run in (
+        lambda: filter_sequences(guide, data()[0]),
+        lambda: model.generate(batch=2, time=TIME),
+        lambda: model(batch=2, time=TIME),
+    ):
+        with pytest.raises(ValueError, match="slots must be at least the number of steps, 5"):
+            run()
 
 
 def test_missing_controls_are_named() -> None:
