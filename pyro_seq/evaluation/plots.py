@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pyro_seq.data import Batch
 from pyro_seq.evaluation.context import evaluating, place
 from pyro_seq.evaluation.impute import impute
+from pyro_seq.ops.trees import map_tensors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,10 +123,10 @@ def plot_imputed_frames(
         The axes.
     """
     one = slice(sequence, sequence + 1)
-    part = Batch(x[one], mask[one], None if controls is None else controls[one])
+    part = map_tensors(lambda part: part[one], Batch(x, mask, controls))
     rows = {"true": x[sequence]}
     for label, how in (("filtered", "filter"), ("smoothed", "smooth")):
-        rows[label] = impute(guide, part.x, mask[one], part.controls, how)[0]
+        rows[label] = impute(guide, part.x, part.mask, part.controls, how)[0]
     return plot_strips(rows, mask[sequence], axes)
 
 
@@ -154,7 +155,8 @@ def plot_trajectories(
         The axes.
     """
     axes = axes or new_axes(5, 5)
-    part = _one(Batch(x, mask, controls), sequence)
+    one = slice(sequence, sequence + 1)
+    part = map_tensors(lambda part: part[one], Batch(x, mask, controls))
     shown = np.ones(x.shape[1], bool) if mask is None else mask[sequence].cpu().numpy()
     with evaluating(guide):
         paths = {how: getattr(guide, how)(*place(guide, part)) for how in ("filter", "smooth")}
@@ -304,11 +306,6 @@ def _strip(label: str, video: Tensor) -> np.ndarray:
         )
     frames = video.detach().cpu().numpy()
     return frames.clip(0, 1) if video.is_floating_point() else frames
-
-
-def _one(batch: Batch, sequence: int) -> Batch:
-    one = slice(sequence, sequence + 1)
-    return Batch._make(None if part is None else part[one] for part in batch)
 
 
 def _weights_over(network: Any, low: Tensor, high: Tensor, points: int) -> Tensor | None:  # noqa: ANN401

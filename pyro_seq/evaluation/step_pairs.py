@@ -16,6 +16,7 @@ from pyro_seq.guides.filtering import FilteringGuide
 from pyro_seq.inference.filtering import filter_sequences, start
 from pyro_seq.inference.particles import filter_particles
 from pyro_seq.models.step_model import StepModel
+from pyro_seq.ops.trees import map_tensors
 
 __all__ = ["StepTerms", "as_step_pair", "particle_terms", "step_terms"]
 
@@ -95,13 +96,13 @@ def _trimmed(batch: Batch) -> Batch:
         return batch
     seen = batch.mask.any(0).nonzero()
     last = int(seen[-1]) + 1 if len(seen) else 1
-    return Batch._make(None if part is None else part[:, :last] for part in batch)
+    return map_tensors(lambda part: part[:, :last], batch)
 
 
 def _check_unscaled(model: StepModel, batch: Batch) -> None:
     """Raises a ValueError where a site of the step is scaled: its objective is no bound."""
     with evaluating(model, seed=0):
-        first = place(model, Batch._make(None if part is None else part[:1, :1] for part in batch))
+        first = place(model, map_tensors(lambda part: part[:1, :1], batch))
         trace = poutine.trace(model).get_trace(*first)
     for name, site in trace.nodes.items():
         scale = site.get("scale", 1.0)

@@ -16,6 +16,7 @@ from pyro_seq.evaluation.plots import new_axes, plot_strips
 from pyro_seq.guides.context import StepContext
 from pyro_seq.guides.filtering import FilteringGuide
 from pyro_seq.models.step_handlers import predicted
+from pyro_seq.ops.trees import map_tensors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -218,12 +219,11 @@ def plot_inference(
     References:
         Marino, Cvitkovic, Yue (2018), A general method for amortizing variational filtering.
     """
-    one = Batch._make(
-        None if part is None else part[sequence : sequence + 1] for part in (x, mask, controls)
-    )
+    rows = slice(sequence, sequence + 1)
+    one = map_tensors(lambda part: part[rows], Batch(x, mask, controls))
     means = reconstructions(guide, one, iterations, seed=seed)
-    rows = {"frame": one.x[0], **{name: value[0] for name, value in means.items()}}
-    return plot_strips(rows, None if one.mask is None else one.mask[0], axes)
+    strips = {"frame": one.x[0], **{name: value[0] for name, value in means.items()}}
+    return plot_strips(strips, None if one.mask is None else one.mask[0], axes)
 
 
 def _means(guide: FilteringGuide, batch: Batch, iterations: Sequence[int]) -> dict[str, Tensor]:
