@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_seq.nn.arguments import check_choice
+
 __all__ = ["ERRORS", "WrongPixels", "hamming", "mean_square", "pixel_error", "wrong_pixels"]
 
 ERRORS = ("wrong_pixels", "square")
@@ -26,16 +28,15 @@ class WrongPixels(NamedTuple):
 
 
 def wrong_pixels(
-    x: Tensor, x_hat: Tensor, mask: Tensor, known: Tensor | None = None, threshold: float = 0.5
+    x: Tensor, x_hat: Tensor, mask: Tensor, known: Tensor | None = None
 ) -> WrongPixels:
-    r"""Count the pixels of the hidden frames for which :math:`[x > c] \ne [\hat x > c]`.
+    r"""Count the pixels of the hidden frames for which :math:`[x > .5] \ne [\hat x > .5]`.
 
     Args:
         x: True frames, `(batch, time, *frame)`.
         x_hat: Predicted frames of the same shape: probabilities, or 0 and 1.
         mask: bool `(batch, time)`, True where a frame was observed and is not compared.
         known: bool `(batch, time)`, False where the true frame is not known (padding).
-        threshold: c.
 
     Returns:
         The counts of each sequence.
@@ -44,14 +45,12 @@ def wrong_pixels(
         ValueError: If shapes do not fit together, or a frame that is compared holds NaN.
     """
     hidden = _compared(x, x_hat, mask, known)
-    differ = ((x > threshold) != (x_hat > threshold)).flatten(2).sum(-1)
+    differ = ((x > 0.5) != (x_hat > 0.5)).flatten(2).sum(-1)
     pixels = x[0, 0].numel()
     return WrongPixels(torch.where(hidden, differ, 0).sum(-1), hidden.sum(-1) * pixels)
 
 
-def hamming(
-    x: Tensor, x_hat: Tensor, mask: Tensor, known: Tensor | None = None, threshold: float = 0.5
-) -> float:
+def hamming(x: Tensor, x_hat: Tensor, mask: Tensor, known: Tensor | None = None) -> float:
     r"""Fraction of wrong pixels among those of the hidden frames, over all sequences.
 
     Args:
@@ -59,7 +58,6 @@ def hamming(
         x_hat: Predicted frames of the same shape.
         mask: bool `(batch, time)`, True where a frame was observed and is not compared.
         known: bool `(batch, time)`, False where the true frame is not known (padding).
-        threshold: Above it a pixel is on.
 
     Returns:
         The fraction; NaN if no frame was hidden.
@@ -73,7 +71,7 @@ def hamming(
         >>> hamming(x, guess, torch.tensor([[True, False]]))
         0.5
     """
-    return wrong_pixels(x, x_hat, mask, known, threshold).mean
+    return wrong_pixels(x, x_hat, mask, known).mean
 
 
 def mean_square(x: Tensor, x_hat: Tensor, mask: Tensor, known: Tensor | None = None) -> float:
@@ -106,8 +104,7 @@ def pixel_error(x: Tensor, x_hat: Tensor, error: str) -> Tensor:
     Raises:
         ValueError: For an unknown error.
     """
-    if error not in ERRORS:
-        raise ValueError(f"error must be one of {', '.join(ERRORS)}; got {error!r}")
+    check_choice("error", error, ERRORS)
     if error == "wrong_pixels":
         return ((x > 0.5) != (x_hat > 0.5)).double()
     return (x.double() - x_hat.double()).square()

@@ -235,14 +235,14 @@ class ConvG3(nn.Module):
         u &= \mathrm{relu}(\mathrm{N}(A * v) + \mathrm{N}(B * h) + c) \\
         s &= \mathrm{sigm}(W_s * u), \qquad y = s \odot (D * u) + (1 - s) \odot (E * u)
 
-    Kernels other than that of v have size 3.
+    Kernels other than that of v have size 3. The channels of u are as many as those of y, or of v
+    where y has only one.
 
     Args:
         top: `(channels, *space)` of v.
         shape: `(channels, *space)` of h and y.
         kernel: Size of the kernel of v; that of h is 3.
         stride: Of the encoder's operation that the cell mirrors.
-        hidden: Channels of u; those of y, or of v where y has only one.
         norm: See :func:`~pyro_seq.nn.unit_norm`.
         iterations: For how many iterations batch statistics are kept apart.
 
@@ -262,12 +262,11 @@ class ConvG3(nn.Module):
         kernel: int,
         stride: int = 1,
         *,
-        hidden: int | None = None,
         norm: str = "layer",
         iterations: int = 8,
     ) -> None:
         super().__init__()
-        hidden = hidden or (top[0] if shape[0] == 1 else shape[0])
+        hidden = top[0] if shape[0] == 1 else shape[0]
         self.meet = _Meeting(top, shape, hidden, kernel, 3, stride, norm, iterations)
         self.outputs = bottom_up((hidden, *shape[1:]), 3 * shape[0], 3)
         self.bias = nn.Parameter(torch.zeros(3 * shape[0]))

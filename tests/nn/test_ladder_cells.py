@@ -84,7 +84,7 @@ def test_conv_g3() -> None:
 
 def test_a_cell_of_one_channel_is_hidden_in_as_many_as_come_from_above() -> None:
     assert ConvG3((32, 8, 8), (1, 8, 8), 9).meet.side.weight.shape == (32, 1, 3, 3)
-    assert ConvG3((32, 8, 8), (2, 8, 8), 9, hidden=7).meet.side.weight.shape == (7, 2, 3, 3)
+    assert ConvG3((32, 8, 8), (2, 8, 8), 9).meet.side.weight.shape == (2, 2, 3, 3)
 
 
 @pytest.mark.parametrize("kind", [G1, ConvG1, ConvG2, ConvG3])
