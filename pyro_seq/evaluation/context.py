@@ -13,6 +13,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_seq.data import Batch, as_batch
+from pyro_seq.nn.naming import prepare_local_parameters
 
 __all__ = ["as_batch", "blocks", "check", "decode", "evaluating", "place", "stacked"]
 
@@ -69,17 +70,15 @@ def _own_parameters(modules: tuple[nn.Module, ...]) -> Iterator[None]:
     A module takes over what the global store has under its name. For a deep copy, or a pair that
     was trained with local parameters, this may be the value of another module.
     """
-    parts = [part for module in modules for part in module.modules()]
-    pyro_parts = [part for part in parts if isinstance(part, PyroModule)]
     if pyro.settings.get("module_local_params"):
-        for part in pyro_parts:  # built under the other setting
-            if not hasattr(part._pyro_context, "param_state"):
-                part._pyro_context.param_state = {"params": {}, "constraints": {}}
+        for module in modules:
+            prepare_local_parameters(module)
         yield
         return
     store = pyro.get_param_store()
     state = store.get_state()
-    for part in pyro_parts:
+    parts = [part for module in modules for part in module.modules()]
+    for part in (part for part in parts if isinstance(part, PyroModule)):
         for name in part._pyro_params:
             full = f"{part._pyro_name}.{name}".lstrip(".")
             if state["params"].get(full) is not getattr(part, f"{name}_unconstrained"):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_seq.data import as_batch
 from pyro_seq.inference import DeviceTraceELBO, site_scale
+from pyro_seq.nn.naming import prepare_local_parameters
 from pyro_seq.training.distributed import sum_all, world_size
 
 __all__ = ["LossTotals", "SequenceLoss"]
@@ -81,7 +82,7 @@ class SequenceLoss(nn.Module):
         self.elbo = elbo
         self.site_weights = dict(site_weights or {})
         self.per = per
-        _prepare_local_parameters(self)
+        prepare_local_parameters(self)
 
     def forward(
         self,
@@ -127,15 +128,3 @@ def _count(x: Tensor, mask: Tensor | None, per: str) -> Tensor:
         number = x.shape[0] if per == "sequence" else x.shape[0] * x.shape[1]
         return torch.full((), number, device=x.device)
     return (mask.any(-1) if per == "sequence" else mask).sum()
-
-
-def _prepare_local_parameters(root: nn.Module) -> None:
-    """Let modules that were built under Pyro's global store run with local parameters.
-
-    Pyro reads ``module_local_params`` both when a PyroModule is built and when it is called, and a
-    module built without it lacks the (empty) local state that the call then enters.
-    """
-    for module in root.modules():
-        context = getattr(module, "_pyro_context", None)
-        if context is not None and not hasattr(context, "param_state"):
-            context.param_state = {"params": {}, "constraints": {}}
