@@ -167,6 +167,7 @@ def moving_shapes(name: str, batch: int, *, time: int = 1, seed: int | torch.Gen
 
     Returns:
         The sequences, (batch, time, 1, size, size), of zeros and ones; the labels are the kinds.
+        ``info["velocity"]``, long (batch, objects, 2), are the first velocities.
 
     Raises:
         ValueError: If the name is unknown, or a number is not positive.

@@ -157,6 +157,7 @@ def rotation(
         nearest to that of a recalled one, -1 elsewhere.
 
     Raises:
+        TypeError: If a number, the scenes or the seed is none.
         ValueError: If a number is out of its range.
 
     Example:

@@ -76,7 +76,8 @@ def textured_digits(
     Returns:
         The sequences, (batch, time, 1, size, size), grey from 0 to 1. Segments are 1 for the digit
         and 2 for the background. ``info["textures"]``, long (batch, 2), are the labels of the
-        textures of digit and background.
+        textures of digit and background; ``info["rows"]``, long (batch,), the number of the digit
+        in its bank.
 
     Raises:
         ValueError: If a number is out of its range, or a bank does not fit.

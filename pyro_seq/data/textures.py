@@ -27,22 +27,18 @@ __all__ = ["equalise", "load_textures", "procedural_textures", "read_textures"]
 
 Floats = NDArray[np.float64]
 
-_MADE_FROM = {
-    "ambientcg": "https://github.com/fabien-michel/sweethome3d-textures-ambientcg",
-    "skimage": "https://github.com/scikit-image/scikit-image",
-}
 _FILES = {
     "ambientcg": RemoteFile(
         "textures",
         "ambientcg_grey128.npz",
-        _MADE_FROM["ambientcg"],
+        "https://github.com/fabien-michel/sweethome3d-textures-ambientcg",
         "6faa7459bc0bfbcce041a87da678169a80be113d42e347bdcabf755dab78ac0a",
         derived=True,
     ),
     "skimage": RemoteFile(
         "textures",
         "skimage_grey512.npz",
-        _MADE_FROM["skimage"],
+        "https://github.com/scikit-image/scikit-image",
         "df521d4221dcb7d52d60b5ba7ccedae1f00ae914669bd210e41b453fc0a13357",
         derived=True,
     ),

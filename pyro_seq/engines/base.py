@@ -95,6 +95,7 @@ class Engine(nn.Module, ABC):
             the last step.
 
         Raises:
+            TypeError: When x is no tensor, or the state is none.
             ValueError: When a shape does not fit.
         """
         batch = self.check_frames(x, time=True)
@@ -122,7 +123,8 @@ class Engine(nn.Module, ABC):
             after the last.
 
         Raises:
-            ValueError: When the frame has another shape, or n is not positive.
+            TypeError: When x is no tensor, or the state is none.
+            ValueError: When a shape does not fit, or n is not positive.
         """
         batch = self.check_frames(x)
         if n < 1:
@@ -156,6 +158,7 @@ class Engine(nn.Module, ABC):
             time: Whether the last of the dimensions before a frame is the time.
 
         Raises:
+            TypeError: When x is no tensor.
             ValueError: When the frames have another shape or dtype, or there is no step.
         """
         if not isinstance(x, Tensor):

@@ -232,15 +232,7 @@ class FilteringELBO(StepELBO):
     ) -> Tensor:
         """Free energy summed over the batch, nats; weighted while gradients are recorded.
 
-        Args:
-            model: The model of the guide.
-            guide: The guide.
-            x: Frames `(batch, time, *frame)`.
-            mask: bool `(batch, time)`, True where observed.
-            controls: u, `(batch, time, controls)`.
-
-        Returns:
-            (), nats.
+        Arguments as in :class:`StepELBO`.
         """
         start(model, guide)
         weight = self.kl_weight if torch.is_grad_enabled() else 1.0

@@ -1,4 +1,9 @@
-r"""Codes of a whole sequence under mixture dynamics, as a distribution."""
+r"""Codes of a whole sequence under mixture dynamics, as a distribution.
+
+References:
+    Fraccaro, Kamronn, Paquet, Winther (2017), A disentangled recognition and nonlinear dynamics
+    model for unsupervised learning.
+"""
 
 from __future__ import annotations
 

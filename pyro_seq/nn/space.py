@@ -62,6 +62,9 @@ def bottom_up(shape: Sequence[int], channels: int, kernel: int, stride: int = 1)
         channels: Of its output.
         kernel: Size of the kernel along each axis.
         stride: Of each axis.
+
+    Raises:
+        ValueError: As in :func:`conv_shape`.
     """
     conv_shape(shape, channels, kernel, stride)
     dims = len(shape) - 1
