@@ -119,7 +119,6 @@ def fit(
     """
     options = Options(
         epochs=epochs,
-        schedule=schedule,
         clip_norm=clip_norm,
         seed=seed,
         precision=precision,
@@ -128,7 +127,6 @@ def fit(
         config=config or {},
         early_stopping=early_stopping,
         loggers=loggers,
-        callbacks=callbacks,
         log_every=log_every,
         progress=rank() == 0 and (sys.stderr.isatty() if progress is None else progress),
     )
@@ -183,15 +181,10 @@ def _check(
     resume: bool | str | os.PathLike[str],
 ) -> None:
     _check_types(train, validation, optimizer)
-    for name, least in (
-        ("epochs", 1),
-        ("log_every", 1),
-        ("checkpoint_every", 1),
-        ("early_stopping", 1),
-    ):
+    for name in ("epochs", "log_every", "checkpoint_every", "early_stopping"):
         value = getattr(options, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     if options.clip_norm is not None and not options.clip_norm > 0:
         raise ValueError(f"clip_norm must be positive, got {options.clip_norm}")
     if options.precision not in ("float32", "bfloat16"):

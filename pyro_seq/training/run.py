@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from pyro_seq.data import Batch
-from pyro_seq.training.callbacks import Callback
 from pyro_seq.training.checkpoint import save_checkpoint
 from pyro_seq.training.distributed import rank, world_size
 from pyro_seq.training.loggers import Logger
@@ -35,18 +33,16 @@ class Options:
     """The arguments of ``fit`` that stay as they are during a run; see there."""
 
     epochs: int
-    schedule: LRScheduler | None = None
-    clip_norm: float | None = None
-    seed: int = 0
-    precision: Precision = "float32"
-    checkpoint_dir: Path | None = None
-    checkpoint_every: int | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
-    early_stopping: int | None = None
-    loggers: Sequence[Logger] = ()
-    callbacks: Sequence[Callback] = ()
-    log_every: int = 50
-    progress: bool = False
+    clip_norm: float | None
+    seed: int
+    precision: Precision
+    checkpoint_dir: Path | None
+    checkpoint_every: int | None
+    config: Mapping[str, Any]
+    early_stopping: int | None
+    loggers: Sequence[Logger]
+    log_every: int
+    progress: bool
 
 
 class Run:
@@ -131,7 +127,7 @@ class Run:
                 self.loss,
                 batch.to(self.state.device, non_blocking=True),
                 context.optimizer,
-                schedule=options.schedule,
+                schedule=self.state.schedule,
                 clip_norm=options.clip_norm,
                 precision=options.precision,
                 on_gradients=lambda: self._call("on_gradients"),
@@ -243,7 +239,7 @@ class Run:
         return {"learning_rate": float(self.context.optimizer.param_groups[0]["lr"])}
 
     def _call(self, hook: str) -> None:
-        for callback in self.options.callbacks:
+        for callback in self.state.callbacks:
             getattr(callback, hook)(self.context)
 
     def _log(self, values: Mapping[str, float]) -> None:

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_seq.training.callbacks import Callback, Context
 from pyro_seq.training.checkpoint import Checkpoint, CheckpointError
-from pyro_seq.training.distributed import gather, rank
+from pyro_seq.training.distributed import gather, rank, world_size
 from pyro_seq.training.loss import SequenceLoss
 from pyro_seq.training.random_state import get_random_state, set_random_state
 
@@ -111,7 +111,7 @@ class RunState:
         Raises:
             CheckpointError: it belongs to another module, optimizer or number of processes.
         """
-        state, processes = checkpoint.state, len(gather(None))
+        state, processes = checkpoint.state, world_size()
         try:
             if len(state["random"]) != processes:
                 raise ValueError(

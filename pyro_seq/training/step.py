@@ -35,9 +35,6 @@ class LossMeter:
     def __init__(self) -> None:
         self._pending: list[Tensor] = []
 
-    def __len__(self) -> int:
-        return len(self._pending)
-
     def add(self, values: StepValues) -> None:
         """Keeps the values of a step, without waiting for them."""
         self._pending.append(torch.stack(values))
