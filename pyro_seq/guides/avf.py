@@ -27,7 +27,7 @@ from pyro_seq.guides.sites import check_names
 from pyro_seq.models.step_handlers import predicted
 from pyro_seq.models.step_model import StepModel
 from pyro_seq.nn.arguments import check_choice, check_positive
-from pyro_seq.nn.mlp import FlatFrames
+from pyro_seq.nn.mlp import encoder_and_size
 from pyro_seq.nn.repeated import repeated
 from pyro_seq.plugins import register
 
@@ -112,8 +112,6 @@ class AVF(FilteringGuide):
         unknown = [name for name in encodes if name not in ENCODES]
         if unknown or not encodes:
             raise ValueError(f"encodes must be some of {', '.join(ENCODES)}; got {encodes}")
-        if encoder is not None and features is None:
-            raise ValueError("features must be the size of the encoder's output; got None")
         known = prototype(model)
         self.frame_shape = known.frame_shape
         self.iterations, self.samples = iterations, samples
@@ -121,10 +119,10 @@ class AVF(FilteringGuide):
         self.reads_priors = self._several = len(known.sizes) > 1
         self.stops_gradients = stop_gradients
         self.encodes = tuple(encodes)
-        self.encoder = FlatFrames() if encoder is None else encoder
         frame, values = known.frame_shape.numel(), sum(known.values.values())
+        self.encoder, observation = encoder_and_size(encoder, features, frame)
         others = {
-            "observation": frame if features is None else features,
+            "observation": observation,
             "errors": frame + values,
             "state": known.state + known.controls,
         }

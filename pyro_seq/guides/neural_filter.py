@@ -28,7 +28,7 @@ from pyro_seq.guides.filtering import FilteringGuide, Inference
 from pyro_seq.guides.prototype import flat, prototype
 from pyro_seq.guides.sites import LatentSite, check_names
 from pyro_seq.models.step_model import StepModel
-from pyro_seq.nn.mlp import FlatFrames, JointMLP
+from pyro_seq.nn.mlp import JointMLP, encoder_and_size
 from pyro_seq.nn.recurrent import lstm_step
 from pyro_seq.nn.repeated import RepeatedLinear
 from pyro_seq.ops.trees import where
@@ -100,11 +100,9 @@ class NeuralFilter(FilteringGuide):
         self.frame_shape = known.frame_shape
         self.residual = self.reads_priors = residual
         self.reads = None if reads is None else tuple(reads)
-        if encoder is not None and features is None:
-            raise ValueError("features must be the size of the encoder's output; got None")
-        self.encoder = FlatFrames() if encoder is None else encoder
+        self.encoder, frame = encoder_and_size(encoder, features, known.frame_shape.numel())
         state = known.state if self.reads is None else self._read_size(model)
-        frame, others = features or known.frame_shape.numel(), state + known.controls
+        others = state + known.controls
         self.recurrent = None if recurrent is None else nn.LSTMCell(frame, recurrent)
         frames_alone = self.reads is not None and set(self.reads) <= set(model.observed)
         self.parallel = frames_alone and not residual and recurrent is None

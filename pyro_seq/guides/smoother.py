@@ -20,7 +20,7 @@ from pyro_seq.guides.filtering import FilteringGuide, Inference
 from pyro_seq.guides.neural_filter import NeuralFilter
 from pyro_seq.guides.prototype import flat, prototype
 from pyro_seq.models.step_model import SplitStepModel, StepModel
-from pyro_seq.nn.mlp import FlatFrames
+from pyro_seq.nn.mlp import encoder_and_size
 from pyro_seq.plugins import register
 
 __all__ = ["BackwardSmoother"]
@@ -84,13 +84,11 @@ class BackwardSmoother(FilteringGuide):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(model)
-        if encoder is not None and features is None:
-            raise ValueError("features must be the size of the encoder's output; got None")
         known = prototype(model)
         self.frame_shape = known.frame_shape
-        self.encoder = FlatFrames() if encoder is None else encoder
+        self.encoder, size = encoder_and_size(encoder, features, known.frame_shape.numel())
         self.embedding = embedding if isinstance(embedding, bool) else tuple(embedding)
-        inputs = (features or known.frame_shape.numel()) + known.controls
+        inputs = size + known.controls
         if embedding:
             inputs += self._embedding_size(known.frame_shape)
         self.backward_network = nn.GRU(inputs, units, batch_first=True)

@@ -23,7 +23,7 @@ from pyro_seq.models.presets import Presets
 from pyro_seq.models.step_model import SplitState, SplitStepModel
 from pyro_seq.nn.activations import ClippedLeakyReLU
 from pyro_seq.nn.heads import LOG_SCALES, NormalHead, emission_head
-from pyro_seq.nn.mlp import FlatFrames, JointMLP
+from pyro_seq.nn.mlp import JointMLP, encoder_and_size
 from pyro_seq.plugins import register
 
 __all__ = ["SRNN"]
@@ -143,12 +143,10 @@ class SRNN(Presets, SplitStepModel):
     ) -> None:
         super().__init__()
         self.controls = controls
-        if encoder is not None and features is None:
-            raise ValueError("features must be the size of the encoder's output; got None")
         size = Size((frame,) if isinstance(frame, int) else frame).numel()
-        self.encoder = FlatFrames() if encoder is None else encoder
+        self.encoder, size = encoder_and_size(encoder, features, size)
         self.drop, self.drop_frame = nn.Dropout(dropout), nn.Dropout(frame_dropout)
-        self.lstm = nn.LSTM(size if features is None else features, hidden, batch_first=True)
+        self.lstm = nn.LSTM(size, hidden, batch_first=True)
         self.h_0 = nn.Parameter(torch.zeros(hidden))
         self.z_0 = nn.Parameter(torch.zeros(latent))
         self.prior = JointMLP([hidden, latent + controls], prior, activation)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pyro_seq.nn.arguments import check_positive
 from pyro_seq.nn.repeated import RepeatedLinear
 
-__all__ = ["FlatFrames", "JointMLP", "mlp"]
+__all__ = ["FlatFrames", "JointMLP", "encoder_and_size", "mlp"]
 
 
 def mlp(
@@ -98,3 +98,14 @@ class FlatFrames(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Frames `(batch, time, *frame)`, flat."""
         return x.reshape(*x.shape[:2], -1)
+
+
+def encoder_and_size(
+    encoder: nn.Module | None, features: int | None, size: int
+) -> tuple[nn.Module, int]:
+    """An encoder of frames and the size of its features; by default frames of that size, flat."""
+    if encoder is None:
+        return FlatFrames(), size
+    if features is None:
+        raise ValueError("features must be the size of the encoder's output; got None")
+    return encoder, features
