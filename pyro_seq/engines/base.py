@@ -95,7 +95,7 @@ class Engine(nn.Module, ABC):
             the last step.
 
         Raises:
-            TypeError: When x is no tensor, or the state is none.
+            TypeError: When x is no tensor, or the state no tuple.
             ValueError: When a shape does not fit.
         """
         batch = self.check_frames(x, time=True)
@@ -123,7 +123,7 @@ class Engine(nn.Module, ABC):
             after the last.
 
         Raises:
-            TypeError: When x is no tensor, or the state is none.
+            TypeError: When x is no tensor, or the state no tuple.
             ValueError: When a shape does not fit, or n is not positive.
         """
         batch = self.check_frames(x)
