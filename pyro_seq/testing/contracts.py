@@ -12,13 +12,17 @@ from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_seq.ops.trees import leaves
+
 __all__ = [
     "ContractError",
     "assert_close",
+    "assert_same",
     "example_mask",
     "isolated",
     "log_probs",
     "run_contracts",
+    "weighted_sum",
 ]
 
 Case = TypeVar("Case")
@@ -96,6 +100,23 @@ def assert_close(found: Tensor, expected: Tensor, what: str, tolerance: float = 
     bound = tolerance * max(1.0, float(expected.detach().abs().max()))
     error = (found - expected).detach().abs().max()
     require(bool(error <= bound), f"{what}: differs by {float(error):.3g}, allowed {bound:.3g}.")
+
+
+def assert_same(found: Any, expected: Any, what: str, tolerance: float = 1e-5) -> None:  # noqa: ANN401
+    """Raise a ContractError unless two trees of tensors, such as states, agree."""
+    require(type(found) is type(expected), f"{what}: a {type(found).__name__}.")
+    pairs = [[*leaves(found)], [*leaves(expected)]]
+    require(len(pairs[0]) == len(pairs[1]), f"{what}: other parts.")
+    for one, other in zip(*pairs, strict=True):
+        assert_close(one, other, what, tolerance)
+
+
+def weighted_sum(*trees: Any) -> Tensor:  # noqa: ANN401
+    """A number to which every floating-point tensor contributes with weights of its own."""
+    parts = [p for p in leaves(trees) if p.is_floating_point()]
+    generator = torch.Generator().manual_seed(1)
+    weights = (torch.randn(p.shape, generator=generator).to(p) for p in parts)
+    return torch.stack([(p * w).sum() for p, w in zip(parts, weights, strict=True)]).sum()
 
 
 def assert_finite(value: Tensor, what: str) -> None:

@@ -13,11 +13,12 @@ from torch import Size, Tensor
 from pyro_seq.engines.base import Engine
 from pyro_seq.ops.trees import leaves, map_tensors, stack
 from pyro_seq.testing.contracts import (
-    assert_close,
     assert_finite,
+    assert_same,
     example_mask,
     require,
     run_contracts,
+    weighted_sum,
 )
 
 __all__ = ["ENGINE_CONTRACTS", "EngineCase", "check_engine"]
@@ -91,23 +92,6 @@ def _steps(trial: Trial) -> list[tuple[Any, Any]]:
     return found
 
 
-def _same(found: Any, expected: Any, what: str, tolerance: float = 1e-5) -> None:  # noqa: ANN401
-    """Raise a ContractError unless two outputs or states agree."""
-    require(type(found) is type(expected), f"{what}: a {type(found).__name__}.")
-    pairs = [[*leaves(found)], [*leaves(expected)]]
-    require(len(pairs[0]) == len(pairs[1]), f"{what}: other parts.")
-    for one, other in zip(*pairs, strict=True):
-        assert_close(one, other, what, tolerance)
-
-
-def _objective(*trees: Any) -> Tensor:  # noqa: ANN401
-    """A number to which every floating-point tensor contributes with weights of its own."""
-    parts = [p for p in leaves(trees) if p.is_floating_point()]
-    generator = torch.Generator().manual_seed(1)
-    weights = (torch.randn(p.shape, generator=generator).to(p) for p in parts)
-    return torch.stack([(p * w).sum() for p, w in zip(parts, weights, strict=True)]).sum()
-
-
 def the_batch_comes_first(case: EngineCase) -> None:
     """Outputs and states begin with the dimensions of the batch; a step keeps those of a state."""
     for batch in ((), (BATCH,), (2, BATCH)):
@@ -126,8 +110,8 @@ def steps_agree_with_forward(case: EngineCase) -> None:
     trial = _made(case)
     outputs, state = trial.engine(trial.x, state=map_tensors(torch.clone, trial.state))
     found = _steps(trial)
-    _same(stack([one for one, _ in found], 1), outputs, "outputs by steps")
-    _same(found[-1][1], state, "state by steps")
+    assert_same(stack([one for one, _ in found], 1), outputs, "outputs by steps")
+    assert_same(found[-1][1], state, "state by steps")
 
 
 def iterations_are_repeated_steps(case: EngineCase) -> None:
@@ -136,7 +120,7 @@ def iterations_are_repeated_steps(case: EngineCase) -> None:
     x = trial.x[:, 0]
     found = trial.engine.iterate(x, TIME, map_tensors(torch.clone, trial.state))
     repeated = x.unsqueeze(1).expand(trial.x.shape)
-    _same(found, trial.engine(repeated, state=trial.state), "iterations")
+    assert_same(found, trial.engine(repeated, state=trial.state), "iterations")
 
 
 def nothing_is_remembered(case: EngineCase) -> None:
@@ -146,9 +130,9 @@ def nothing_is_remembered(case: EngineCase) -> None:
     buffers = copy.deepcopy(dict(engine.named_buffers()))
     saved = map_tensors(torch.clone, first[1])
     _steps(trial._replace(x=x.flip(0), state=first[1]))
-    _same(first[1], saved, "the state given, after a step", 0.0)
-    _same(engine(x, state=state), first, "a replay after other calls", 0.0)
-    _same(dict(engine.named_buffers()), buffers, "buffers", 0.0)
+    assert_same(first[1], saved, "the state given, after a step", 0.0)
+    assert_same(engine(x, state=state), first, "a replay after other calls", 0.0)
+    assert_same(dict(engine.named_buffers()), buffers, "buffers", 0.0)
 
 
 def states_can_be_saved(case: EngineCase) -> None:
@@ -162,8 +146,8 @@ def states_can_be_saved(case: EngineCase) -> None:
     saved = iter(torch.load(file))
     engine(1 - x, state=start)
     rest, after = engine(x[:, 2:], state=map_tensors(lambda _: next(saved), state))
-    _same(rest, map_tensors(lambda p: p[:, 2:], whole), "outputs after a saved state")
-    _same(after, end, "state after a saved state")
+    assert_same(rest, map_tensors(lambda p: p[:, 2:], whole), "outputs after a saved state")
+    assert_same(after, end, "state after a saved state")
 
 
 def sequences_are_independent(case: EngineCase) -> None:
@@ -173,7 +157,7 @@ def sequences_are_independent(case: EngineCase) -> None:
     whole = engine(x, state=state)
     for i in (0, CROWD - 1):
         alone = engine(_alone(x, i), state=_alone(state, i))
-        _same(alone, _alone(whole, i), "one alone", 1e-4)
+        assert_same(alone, _alone(whole, i), "one alone", 1e-4)
 
 
 def _exercise(engine: Engine) -> None:
@@ -192,7 +176,7 @@ def batch_dimensions_flatten(case: EngineCase) -> None:
 
     found = map_tensors(flat, engine(x, state=state))
     expected = engine(flat(x), state=map_tensors(flat, state))
-    _same(found, expected, "with two batch dimensions", 1e-4)
+    assert_same(found, expected, "with two batch dimensions", 1e-4)
 
 
 def masked_frames_leave_the_state(case: EngineCase) -> None:
@@ -205,20 +189,20 @@ def masked_frames_leave_the_state(case: EngineCase) -> None:
         hidden[~mask] = fill
         outputs, state = engine(hidden.requires_grad_(), mask, start)
         inputs = [hidden, *parameters]
-        gradients = torch.autograd.grad(_objective(outputs, state), inputs, allow_unused=True)
+        gradients = torch.autograd.grad(weighted_sum(outputs, state), inputs, allow_unused=True)
         results.append((outputs, state, [g for g in gradients if g is not None]))
     for other in results[1:]:
-        _same(other, results[0], "with another value under the mask")
+        assert_same(other, results[0], "with another value under the mask")
     for i, seen in enumerate(mask):
         _, state = engine(x[i : i + 1, seen], state=_alone(start, i))
-        _same(_alone(results[0][1], i), state, "without hidden frames", 1e-4)
+        assert_same(_alone(results[0][1], i), state, "without hidden frames", 1e-4)
 
 
 def every_engine_parameter_is_trained(case: EngineCase) -> None:
     """By the second step every parameter, of a dimension or more, has a finite gradient."""
     engine, x, state = _made(case)
     outputs, _ = engine(x[:, :2], state=state)
-    said = _objective(map_tensors(lambda p: p[:, 1:], outputs))
+    said = weighted_sum(map_tensors(lambda p: p[:, 1:], outputs))
     named = dict(engine.named_parameters())
     require(bool(named) and said.requires_grad, "the outputs depend on no parameter.")
     gradients = torch.autograd.grad(said, list(named.values()), allow_unused=True)
@@ -233,7 +217,7 @@ def past_frames_are_remembered(case: EngineCase) -> None:
     """An output depends on the frame of its step and on earlier ones, and on no later one."""
     engine, x, state = _made(case)
     outputs, _ = engine(x.requires_grad_(), state=state)
-    said = _objective(map_tensors(lambda p: p[:, 2], outputs))
+    said = weighted_sum(map_tensors(lambda p: p[:, 2], outputs))
     (gradient,) = torch.autograd.grad(said, x)
     require((gradient[:, 3:] == 0).all(), "an output depends on a later frame.")
     for step in (0, 2):
@@ -280,7 +264,7 @@ def copies_agree(case: EngineCase) -> None:
     other = case.make().eval()
     other.load_state_dict(engine.state_dict())
     for name, twin in (("deep copy", copy.deepcopy(engine)), ("reloaded engine", other)):
-        _same(twin(x, state=state), expected, name)
+        assert_same(twin(x, state=state), expected, name)
 
 
 ENGINE_CONTRACTS: tuple[Callable[[EngineCase], None], ...] = (

@@ -13,11 +13,12 @@ from torch import Size, Tensor
 from pyro_seq.memory import Context, Memory
 from pyro_seq.ops.trees import leaves, map_tensors, stack
 from pyro_seq.testing.contracts import (
-    assert_close,
     assert_finite,
+    assert_same,
     example_mask,
     require,
     run_contracts,
+    weighted_sum,
 )
 
 __all__ = ["MEMORY_CONTRACTS", "MemoryCase", "check_memory"]
@@ -107,21 +108,6 @@ def _by_steps(memory: Memory, inputs: Replay, state: Any) -> Iterator[tuple[Cont
         yield context, state
 
 
-def _same(found: Any, expected: Any, what: str, tolerance: float = 1e-5) -> None:  # noqa: ANN401
-    """Raise a ContractError unless two contexts or states agree."""
-    require(type(found) is type(expected), f"{what}: a {type(found).__name__}.")
-    for one, other in zip(leaves(found), leaves(expected), strict=True):
-        assert_close(one, other, what, tolerance)
-
-
-def _objective(context: Context, state: Any) -> Tensor:  # noqa: ANN401
-    """A number to which context and state contribute with different weights."""
-    parts = [p for p in (*context, *leaves(state)) if p.is_floating_point() and p.numel()]
-    generator = torch.Generator().manual_seed(1)
-    weights = (torch.randn(p.shape, generator=generator).to(p) for p in parts)
-    return torch.stack([(p * w).sum() for p, w in zip(parts, weights, strict=True)]).sum()
-
-
 def sizes_are_as_announced(case: MemoryCase) -> None:
     """Context and state have the shapes that the memory's attributes say, the batch first."""
     for batch in ((), (BATCH,), (2, BATCH)):
@@ -173,8 +159,8 @@ def steps_agree_with_forward(case: MemoryCase) -> None:
     context, state = memory(*inputs)
     steps = list(_by_steps(memory, inputs, memory.initial_state(Size((BATCH,)))))
     joined = stack([one for one, _ in steps])
-    _same(joined, map_tensors(lambda p: p.transpose(0, 1), context), "context by steps")
-    _same(steps[-1][1], state, "state by steps")
+    assert_same(joined, map_tensors(lambda p: p.transpose(0, 1), context), "context by steps")
+    assert_same(steps[-1][1], state, "state by steps")
 
 
 def nothing_is_remembered(case: MemoryCase) -> None:
@@ -185,9 +171,9 @@ def nothing_is_remembered(case: MemoryCase) -> None:
     _, state = memory(*_part(inputs, lambda p: p.flip(0)))
     saved = map_tensors(torch.clone, state)
     list(_by_steps(memory, inputs, state))
-    _same(state, saved, "the state given, after a step", 0.0)
-    _same(memory(*inputs), first, "a replay after other calls", 0.0)
-    _same(dict(memory.named_buffers()), buffers, "buffers", 0.0)
+    assert_same(state, saved, "the state given, after a step", 0.0)
+    assert_same(memory(*inputs), first, "a replay after other calls", 0.0)
+    assert_same(dict(memory.named_buffers()), buffers, "buffers", 0.0)
 
 
 def states_can_be_saved(case: MemoryCase) -> None:
@@ -202,8 +188,8 @@ def states_can_be_saved(case: MemoryCase) -> None:
     memory(*_scaled(inputs, -1.0))
     state = map_tensors(lambda _: next(saved), state)
     rest, after = memory(*_part(inputs, lambda p: p[:, 2:]), state=state)
-    _same(rest, map_tensors(lambda p: p[:, 2:], whole), "context after a saved state")
-    _same(after, end, "state after a saved state")
+    assert_same(rest, map_tensors(lambda p: p[:, 2:], whole), "context after a saved state")
+    assert_same(after, end, "state after a saved state")
 
 
 def sequences_are_independent(case: MemoryCase) -> None:
@@ -212,7 +198,7 @@ def sequences_are_independent(case: MemoryCase) -> None:
     whole = memory(*inputs)
     for i in range(BATCH):
         alone = memory(*_alone(inputs, i))
-        _same(alone, _alone(whole, i), "one alone", 1e-4)
+        assert_same(alone, _alone(whole, i), "one alone", 1e-4)
 
 
 def batch_dimensions_flatten(case: MemoryCase) -> None:
@@ -220,7 +206,7 @@ def batch_dimensions_flatten(case: MemoryCase) -> None:
     memory, inputs = _made(case, 2, BATCH)
     flat = memory(*_part(inputs, lambda p: p.flatten(0, 1)))
     found = map_tensors(lambda p: p.flatten(0, 1), memory(*inputs))
-    _same(found, flat, "with two batch dimensions", 1e-4)
+    assert_same(found, flat, "with two batch dimensions", 1e-4)
 
 
 def _hidden(inputs: Replay, mask: Tensor, fill: float) -> Replay:
@@ -239,15 +225,15 @@ def masked_steps_leave_the_state(case: MemoryCase) -> None:
         context, state = memory(*hidden)
         seen = context._replace(features=torch.where(mask.unsqueeze(-1), context.features, 0))
         gradients = torch.autograd.grad(
-            _objective(seen, state), [hidden.z, *parameters], allow_unused=True
+            weighted_sum(seen, state), [hidden.z, *parameters], allow_unused=True
         )
         results.append((context, state, [g for g in gradients if g is not None]))
     for other in results[1:]:
-        _same(other, results[0], "with another value under the mask")
+        assert_same(other, results[0], "with another value under the mask")
     _, end, _ = results[0]
     for i, seen in enumerate(mask):
         _, state = memory(*_alone(inputs, i, seen))
-        _same(_alone(end, i), state, "without hidden steps", 1e-4)
+        assert_same(_alone(end, i), state, "without hidden steps", 1e-4)
 
 
 def gradients_are_finite(case: MemoryCase) -> None:
@@ -260,7 +246,7 @@ def gradients_are_finite(case: MemoryCase) -> None:
         for part in (*context, *leaves(state)):
             assert_finite(part, f"context or state after {time} steps of size {scale:g}")
         grads = torch.autograd.grad(
-            _objective(context, state), [z, *memory.parameters()], allow_unused=True
+            weighted_sum(context, state), [z, *memory.parameters()], allow_unused=True
         )
         for name, grad in zip(["z", *dict(memory.named_parameters())], grads, strict=True):
             if grad is not None:
@@ -328,7 +314,7 @@ def copies_agree(case: MemoryCase) -> None:
     other = case.make().eval()
     other.load_state_dict(memory.state_dict())
     for name, twin in (("deep copy", copy.deepcopy(memory)), ("reloaded memory", other)):
-        _same(twin(*inputs), expected, name)
+        assert_same(twin(*inputs), expected, name)
 
 
 MEMORY_CONTRACTS: tuple[Callable[[MemoryCase], None], ...] = (
