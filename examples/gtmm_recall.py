@@ -56,7 +56,8 @@ from pyro_seq.data import (
     load_omniglot,
     recall,
 )
-from pyro_seq.evaluation import FreeEnergy, forecast, free_energy
+from pyro_seq.evaluation import FreeEnergy, free_energy
+from pyro_seq.evaluation.memories import continuation
 from pyro_seq.evaluation.step_plots import reconstructions
 from pyro_seq.nn.mlp import FlatFrames, mlp
 
@@ -329,11 +330,9 @@ def draw_figures(
     if args.frames != "digits":
         return
     for name, pair in trained.pairs.items():
-        shown = test.frames[:1, : preset.length]
-        end = forecast(pair.guide, shown, preset.recalled, samples=1, seed=0).frames[0]
         means = reconstructions(pair.guide, first)["prediction"][0]
         rows[f"{name}: predicted"] = means.cpu()
-        rows[f"{name}: generated"] = torch.cat([shown, end.to(shown)], 1)[0].cpu()
+        rows[f"{name}: generated"] = continuation(pair.guide, first, preset.length)[0]
     save_figure(plot_strips(rows), args.out / "frames.png")
 
 

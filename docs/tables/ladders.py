@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from layout import each, over_seeds, source, table
@@ -29,8 +30,13 @@ def occluded(runs: Sequence[dict[str, Any]]) -> str:
     """What ladders and their ablations make of digits behind bars."""
     mnist = runs[0]["config"]["dataset"] == "mnist"
     rows = []
-    for name in NETWORKS:
-        own = [run for run in runs if f"{name}_parameters" in run]
+    settings = sorted({tuple(run["config"]["set"]) for run in runs})
+    for name, setting in product(NETWORKS, settings):
+        own = [
+            run
+            for run in runs
+            if f"{name}_parameters" in run and tuple(run["config"]["set"]) == setting
+        ]
         if own:
             cells = [
                 over_seeds([run[f"{name}_{key}"] for run in own], digits)
@@ -40,8 +46,9 @@ def occluded(runs: Sequence[dict[str, Any]]) -> str:
             ]
             minutes = sum(run[f"{name}_training_seconds"] for run in own) / len(own) / 60
             paper = PAPER[name] if mnist else ()
+            label = ", ".join(f"`{part}`" for part in (name, *setting))
             rows.append([
-                f"`{name}`", len(own), *cells, *paper, own[0][f"{name}_parameters"],
+                label, len(own), *cells, *paper, own[0][f"{name}_parameters"],
                 own[0][f"{name}_updates"], f"{minutes:.1f}",
             ])  # fmt: skip
     titles = ["the paper, %", "the paper, 1e-5"] if mnist else []

@@ -28,7 +28,7 @@ def recall(runs: Sequence[dict[str, Any]]) -> str:
     digits = runs[0]["config"]["frames"] == "digits"
     pictures = ["retrieved", "right digit"] if digits else []
     columns = [
-        "task", "memory", "frames", "seed", "rate", "updates", "rho", "last epoch",
+        "task", "memory", "frames", "seed", "rate", "updates × batch", "rho", "last epoch",
         "updates to 1/2", "KL before", "recalled", "last frame", "free energy", "active",
         *pictures, "parameters", "seconds",
     ]  # fmt: skip
@@ -55,7 +55,7 @@ def recalled(run: dict[str, Any], name: str) -> list[str]:
     config, of = run["config"], {k: run.get(f"{name}_{k}") for k in RECALLED}
     cells = [
         f"{config['length']} + {config['recalled']}", f"{config['seed']}",
-        rate(config), f"{config['epochs'] * config['batches']}",
+        rate(config), f"{config['epochs'] * config['batches']} × {config['batch']}",
         f"{of['rho']:.3f} ± {of['rho_se']:.3f}",
         f"{of['last_validation_rho']:.3f}",
         f"{of['updates_to_half']}" if of["updates_to_half"] else "never",
