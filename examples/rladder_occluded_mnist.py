@@ -99,7 +99,7 @@ class Preset(NamedTuple):
     statistics: int = 10
 
 
-SMALL = Preset(epochs=26, batches=100)
+SMALL = Preset(epochs=18, batches=100)
 LARGE = SMALL._replace(epochs=32, batches=500, held=10_000, validated=1000, evaluated=10_000)
 PRESETS = {
     "default": {"digits": SMALL, "mnist": LARGE},

@@ -122,7 +122,7 @@ def occluded_digits(
 
     Example:
         >>> sum(p.numel() for p in occluded_digits().parameters())
-        101109
+        220805
         >>> occluded_digits(size=32).shapes[:4]
         ((1, 32, 32), (16, 16, 16), (8, 16, 16), (8, 8, 8))
     """
@@ -138,8 +138,9 @@ def occluded_digits(
         ConvLSTMRow(16, cell_kernel=5),
         ConvRow(16),
         PoolRow(2, cell_kernel=4),
+        ConvRow(32),
         PoolRow(2, "mean", cell="g1"),
-        LSTMRow(24),
+        LSTMRow(64),
         SoftMaxRow(10, dropout=dropout),
     ]
     if size == 32 and encoder != "ladder":
