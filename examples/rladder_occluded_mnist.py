@@ -100,7 +100,7 @@ class Preset(NamedTuple):
 
 
 SMALL = Preset(epochs=18, batches=100)
-LARGE = SMALL._replace(epochs=32, batches=500, held=10_000, validated=1000, evaluated=10_000)
+LARGE = SMALL._replace(batches=500, held=10_000, validated=1000, evaluated=10_000)
 PRESETS = {
     "default": {"digits": SMALL, "mnist": LARGE},
     "smoke": {
