@@ -12,7 +12,8 @@ What is reported: the divergence of q from the prior where frames are recalled, 
 frames (rho: 0 for a perfect memory, 1 for none), at the best and at the last epoch; that of the
 last frame; free energies per step; the share of recalled frames for which the prediction is
 nearest to the right one of those shown (retrieval), or for which a classifier finds the right
-digit in the prediction (recall accuracy); the updates after which rho was first 1/2 or less.
+digit in the prediction (recall accuracy); the updates after which rho was first 1/2 or less; how
+many latents are active.
 
 Written to OUT: `metrics.json` (the keys of several memories begin with their names), the ArviZ
 comparison (`comparison.csv`), and figures: divergence per step, training curves, frames with
