@@ -77,7 +77,6 @@ class Preset(NamedTuple):
         options: Further arguments of each memory by name.
         final_rate: The last learning rate as a fraction of the first, by a cosine.
         kl_epochs: Epochs over which the weight of the divergences grows to 1.
-        residual: Whether the filter adds to the location of the prior.
     """
 
     time: int
@@ -100,7 +99,6 @@ class Preset(NamedTuple):
     options: dict[str, dict[str, Any]]
     final_rate: float = 1.0
     kl_epochs: int = 0
-    residual: bool = False
 
 
 DEFAULT = Preset(
@@ -235,7 +233,6 @@ def build(name: str, args: argparse.Namespace, preset: Preset) -> Pair:
         heads=preset.heads,
         hidden=preset.hidden,
         device=pick_device(args.device),
-        residual=preset.residual,
         latent=preset.latent,
         decoder=preset.decoder,
         controls=len(MOVES),

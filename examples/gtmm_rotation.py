@@ -76,7 +76,6 @@ class Preset(NamedTuple):
         options: Further arguments of each memory by name.
         final_rate: The last learning rate as a fraction of the first, by a cosine.
         kl_epochs: Epochs over which the weight of the divergences grows to 1.
-        residual: Whether the filter adds to the location of the prior.
     """
 
     time: int
@@ -96,7 +95,6 @@ class Preset(NamedTuple):
     options: dict[str, dict[str, Any]]
     final_rate: float = 0.1
     kl_epochs: int = 0
-    residual: bool = False
 
 
 DEFAULT = Preset(
@@ -271,7 +269,6 @@ def build(name: str, args: argparse.Namespace, preset: Preset) -> Pair:
         heads=preset.heads,
         hidden=preset.hidden,
         device=pick_device(args.device),
-        residual=preset.residual,
         latent=preset.latent,
         decoder=FromTwoPaths(preset.latent, preset.channels),
         emission=FixedNormal(NOISE, dims=3),

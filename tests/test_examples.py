@@ -81,7 +81,10 @@ def real(program: str, folder: str, *wanted: set[str]) -> Any:  # noqa: ANN401
         ),
         pytest.param("my_own_model", {"seconds"}),
         real("gtmm_recall --task cued --memory icm", "mnist", {"rho", "recall_accuracy"}),
-        pytest.param("gtmm_recall --frames vectors", {"lstm_rho", "introspection_last_frame_kl"}),
+        pytest.param(
+            "gtmm_recall --frames vectors",
+            {"lstm_rho", "introspection_last_frame_kl", "lstm_active_latents"},
+        ),
         real(
             "gtmm_map --memory icm",
             "mnist",
