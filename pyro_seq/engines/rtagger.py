@@ -382,7 +382,7 @@ class RTagger(Engine):
             n = self.noise
             p = state.z * (1 - 2 * n) + n
             modelled = (m * p).sum(self._group, keepdim=True)
-            error = m * (1 - 2 * n) / (modelled - 1 + x)
+            error = m * (1 - 2 * n) * (x - modelled) / (modelled * (1 - modelled))
             log_p = x * p.log() + (1 - x) * (1 - p).log()
         else:
             error = m * (x - state.z)

@@ -109,15 +109,17 @@ def test_gaussian_inputs() -> None:
     torch.testing.assert_close(likely, log_p.softmax(1))
 
 
-def test_binary_errors_are_gradients_of_the_log_likelihood() -> None:
+@pytest.mark.parametrize("grey", [False, True])
+def test_binary_errors_are_gradients_of_the_log_likelihood(grey: bool) -> None:
     made, x = drawn("bernoulli", noise=0.15), pictures()
+    x = torch.rand_like(x) if grey else x
     state = random_state(made)
     _, error, m, likely = (part.unsqueeze(2) for part in read(made, state, x))
     z = state.z.clone().requires_grad_()
     seen = 0.7 * z + 0.15  # the probability of 1 after a flip
-    log_p = Bernoulli((m * seen).sum(1)).log_prob(x).sum()
+    log_p = Bernoulli((m * seen).sum(1), validate_args=False).log_prob(x).sum()
     torch.testing.assert_close(error, torch.autograd.grad(log_p, z)[0])
-    each = Bernoulli(seen).log_prob(x.unsqueeze(1).expand_as(z))
+    each = Bernoulli(seen, validate_args=False).log_prob(x.unsqueeze(1).expand_as(z))
     torch.testing.assert_close(likely, each.softmax(1))
 
 
@@ -245,6 +247,14 @@ def test_imagination_reads_its_own_predictions() -> None:
     torch.testing.assert_close(end, state)
     with pytest.raises(ValueError, match="steps must be at least 1; got 0"):
         made.imagine(output, state, 0)
+
+
+def test_a_frame_that_was_foretold_is_no_error() -> None:
+    made = drawn("bernoulli", noise=0.15)
+    state = random_state(made)
+    seen = (state.log_m.exp() * (0.7 * state.z + 0.15)).sum(1)
+    _, error, _, _ = read(made, state, seen)
+    torch.testing.assert_close(error, torch.zeros_like(error))
 
 
 def test_the_parent_has_no_recurrence() -> None:
