@@ -22,6 +22,7 @@ from pyro_seq.engines.base import Engine
 from pyro_seq.engines.encoder import encoder_row
 from pyro_seq.engines.rows import (
     ConvLSTMRow,
+    LinearRow,
     LSTMRow,
     PoolRow,
     Row,
@@ -213,10 +214,12 @@ def _decoder_cell(
     """The cell that mirrors a row."""
     shape, top = pair
     options = {"norm": norms["cells"], "iterations": norms["iterations"]}
-    if row.cell == "g1":
-        return G1(top, shape, stable=stable, **options)
-    if row.cell == "conv_g1":
-        return ConvG1(top, shape, *row.mirrored, stable=stable, **options)
+    gate = {**options, "stable": stable, "lateral": row.cell != "top"}
+    dense = isinstance(row, (LinearRow, LSTMRow))
+    if row.cell == "g1" or (row.cell == "top" and dense):
+        return G1(top, shape, **gate)
+    if row.cell in ("conv_g1", "top"):
+        return ConvG1(top, shape, *row.mirrored, **gate)
     if row.cell in ("conv_g2", "conv_g3"):
         return {"conv_g2": ConvG2, "conv_g3": ConvG3}[row.cell](
             top, shape, *row.mirrored, **options

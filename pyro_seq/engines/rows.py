@@ -30,7 +30,7 @@ __all__ = [
     "row_shapes",
 ]
 
-CELLS = ("g1", "conv_g1", "conv_g2", "conv_g3", "broadcast", "none")
+CELLS = ("g1", "conv_g1", "conv_g2", "conv_g3", "top", "broadcast", "none")
 ACTIVATIONS = ("relu", "linear")
 POOLS = ("max", "mean")
 
@@ -40,8 +40,8 @@ class Row:
     """What all rows have.
 
     Args:
-        cell: The decoder's cell, one of :data:`CELLS`; ``none``, in the first row alone, where the
-            decoder ends above the frame.
+        cell: The decoder's cell, one of :data:`CELLS`; ``top`` reads the level above alone;
+            ``none``, in the first row alone, where the decoder ends above the frame.
         cell_kernel: Kernel of the cell; None for that of the row, three times the size of a pool.
     """
 

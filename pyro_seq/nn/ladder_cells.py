@@ -56,14 +56,15 @@ class SigmoidPlusLinear(nn.Module):
 class _Gate(nn.Module):
     r""":math:`y = s \odot h + (1 - s) \odot f(u, w)`, with :math:`s = f(u, w^s)`."""
 
-    def __init__(self, channels: int, stable: bool) -> None:
+    def __init__(self, channels: int, stable: bool, lateral: bool) -> None:
         super().__init__()
         self.mean, self.gate = SigmoidPlusLinear(channels), SigmoidPlusLinear(channels, GATE)
-        self.stable = stable
+        self.stable, self.lateral = stable, lateral
 
     def forward(self, u: Tensor, h: Tensor) -> Tensor:
         gate, mean = self.gate(u), self.mean(u)
-        h = h.to(mean.dtype)  # under autocast it may have half the precision
+        # Under autocast h may have half the precision.
+        h = h.to(mean.dtype) if self.lateral else torch.zeros_like(mean)
         return torch.lerp(mean, h, gate.sigmoid() if self.stable else gate)
 
 
@@ -78,6 +79,7 @@ class G1(nn.Module):
         norm: See :func:`~pyro_seq.nn.unit_norm`.
         iterations: For how many iterations batch statistics are kept apart.
         stable: Whether s goes through one more sigmoid, so that it is a weight for any u.
+        lateral: False for zeros in place of h.
 
     Example:
         >>> G1((16,), (8, 4, 4))(torch.zeros(2, 16), torch.zeros(2, 8, 4, 4)).shape
@@ -92,12 +94,13 @@ class G1(nn.Module):
         norm: str = "layer",
         iterations: int = 8,
         stable: bool = False,
+        lateral: bool = True,
     ) -> None:
         super().__init__()
         units = math.prod(shape)
         self.top = RepeatedLinear(math.prod(top), units, bias=False)
         self.norm = unit_norm(norm, units, iterations)
-        self.combine = _Gate(units, stable)
+        self.combine = _Gate(units, stable, lateral)
 
     def forward(self, v: Tensor, h: Tensor, iteration: Tensor | None = None) -> Tensor:
         """The output y of v and h."""
@@ -116,6 +119,7 @@ class ConvG1(nn.Module):
         norm: See :func:`~pyro_seq.nn.unit_norm`.
         iterations: For how many iterations batch statistics are kept apart.
         stable: Whether s goes through one more sigmoid.
+        lateral: False for zeros in place of h.
 
     Raises:
         ValueError: When kernel and stride do not lead from `top` to `shape`.
@@ -136,11 +140,12 @@ class ConvG1(nn.Module):
         norm: str = "layer",
         iterations: int = 8,
         stable: bool = False,
+        lateral: bool = True,
     ) -> None:
         super().__init__()
         self.top = top_down(top, shape, kernel, stride)
         self.norm = unit_norm(norm, shape[0], iterations)
-        self.combine = _Gate(shape[0], stable)
+        self.combine = _Gate(shape[0], stable, lateral)
 
     def forward(self, v: Tensor, h: Tensor, iteration: Tensor | None = None) -> Tensor:
         """The output y of v and h."""

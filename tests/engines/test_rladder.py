@@ -217,7 +217,20 @@ def test_a_state_of_another_batch_is_refused() -> None:
         ladder.iterate(x[:, 0], 2, 1)
 
 
-@pytest.mark.parametrize("cell", ["conv_g1", "conv_g2", "conv_g3"])
+def test_cells_that_read_the_level_above_alone() -> None:
+    """The prediction is a function of the level at the top; dense rows get the dense cell."""
+    rows = [ConvLSTMRow(3, cell="top"), PoolRow(2, cell="top"), LinearRow(4, cell="top")]
+    ladder = RLadder((1, 6, 6), rows, d2e="all")
+    assert [type(cell).__name__ for cell in ladder.decoder] == ["ConvG1", "ConvG1", "G1"]
+    state = ladder.initial_state(Size([2]))
+    found, _ = ladder.step(state, torch.rand(2, 1, 6, 6))
+    y, nothing = found.e[-1], torch.full([1], torch.nan)
+    for cell, shape in zip(reversed(ladder.decoder), reversed(ladder.shapes[:-1]), strict=True):
+        y = cell(y, nothing.expand(2, *shape), torch.zeros(2, dtype=torch.long))
+    torch.testing.assert_close(found.prediction, y)
+
+
+@pytest.mark.parametrize("cell", ["conv_g1", "conv_g2", "conv_g3", "top"])
 def test_ladders_run_under_autocast(cell: str) -> None:
     ladder = RLadder((1, 6, 6), [ConvRow(3), ConvRow(3, cell=cell), LSTMRow(4)])
     x = torch.rand(2, 3, 1, 6, 6)

@@ -87,6 +87,15 @@ def test_a_cell_of_one_channel_is_hidden_in_as_many_as_come_from_above() -> None
     assert ConvG3((32, 8, 8), (2, 8, 8), 9).meet.side.weight.shape == (2, 2, 3, 3)
 
 
+@pytest.mark.parametrize("sizes", [(), (6, 2)])
+def test_without_a_lateral_way_nothing_is_read_from_the_side(sizes: tuple[int, ...]) -> None:
+    whole = drawn((ConvG1 if sizes else G1)(TOP, SHAPE, *sizes))
+    cell = (ConvG1 if sizes else G1)(TOP, SHAPE, *sizes, lateral=False).double()
+    cell.load_state_dict(whole.state_dict())
+    v, h = inputs()
+    torch.testing.assert_close(cell(v, torch.full_like(h, torch.nan)), whole(v, 0 * h))
+
+
 @pytest.mark.parametrize("kind", [G1, ConvG1, ConvG2, ConvG3])
 @pytest.mark.parametrize("spaces", [((6,), (11,)), ((3, 4), (6, 8))])
 def test_shapes_gradients_and_samples(kind: Any, spaces: Any) -> None:  # noqa: ANN401
