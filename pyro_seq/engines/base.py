@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
+from pyro_seq.nn.arguments import check_choice
 from pyro_seq.nn.repeated import repeated
 from pyro_seq.ops.trees import leaves, stack, where
 
 __all__ = ["Engine"]
+
+GAPS = ("wait", "imagine")
 
 
 class Engine(nn.Module, ABC):
@@ -81,29 +84,37 @@ class Engine(nn.Module, ABC):
         x: Tensor,
         mask: Tensor | None = None,
         state: Any = None,  # noqa: ANN401
+        *,
+        gaps: str = "wait",
     ) -> tuple[Any, Any]:
         """One step for each frame of a sequence.
 
         Args:
             x: `(*batch, time, *frame)`.
-            mask: bool, `(*batch, time)`; a frame where it is False counts as zeros and leaves the
-                state as it was. The output there is that of a frame of zeros.
+            mask: bool, `(*batch, time)`, True where a frame is observed.
             state: The state to go on from; None for the beginning.
+            gaps: What happens where it is not. ``wait``: the frame counts as zeros and leaves the
+                state as it was, as in padding; the output there is that of a frame of zeros.
+                ``imagine``: time goes on, and the step reads what the one before it foretold;
+                before the first observed frame it waits.
 
         Returns:
             The outputs, each tensor with the time after the batch dimensions, and the state after
             the last step.
 
         Raises:
-            TypeError: When x is no tensor, or the state no tuple.
-            ValueError: When a shape does not fit.
+            TypeError: When x is no tensor, or the state no tuple, or an engine that is to imagine
+                frames predicts none.
+            ValueError: When a shape does not fit, or `gaps` is unknown.
         """
         batch = self.check_frames(x, time=True)
+        check_choice("gaps", gaps, GAPS)
         if mask is not None:
             self._check_mask(mask, batch)
             x = where(mask, x, 0)
         seen = [None] * batch[-1] if mask is None else mask.unbind(-1)
-        return self._run(x.unbind(len(batch) - 1), seen, batch[:-1], state)
+        frames = x.unbind(len(batch) - 1)
+        return self._run(frames, seen, batch[:-1], state, gaps == "imagine")
 
     def iterate(
         self,
@@ -137,16 +148,22 @@ class Engine(nn.Module, ABC):
         seen: Iterable[Tensor | None],
         batch: Size,
         state: Any,  # noqa: ANN401
+        imagine: bool = False,
     ) -> tuple[Any, Any]:
         if state is None:
             state = self.initial_state(batch)
         else:
             _check_state(state, batch)
-        outputs = []
+        outputs: list[Any] = []
+        begun: Tensor | None = None
         with repeated(len(frames)):
             for x_t, seen_t in zip(frames, seen, strict=True):
+                goes_on = seen_t
+                if imagine and seen_t is not None:
+                    x_t = where(seen_t, x_t, _foretold(outputs[-1])) if outputs else x_t
+                    goes_on = begun = seen_t if begun is None else begun | seen_t
                 output, after = self.step(state, x_t)
-                state = after if seen_t is None else where(seen_t, after, state)
+                state = after if goes_on is None else where(goes_on, after, state)
                 outputs.append(output)
         return stack(outputs, len(batch)), state
 
@@ -180,6 +197,14 @@ class Engine(nn.Module, ABC):
                 f"mask must be bool (*batch, time) = {tuple(wanted)}; "
                 f"got {mask.dtype} of shape {tuple(mask.shape)}"
             )
+
+
+def _foretold(output: Any) -> Tensor:  # noqa: ANN401
+    """The next frame, of the output of a step."""
+    prediction = getattr(output, "prediction", None)
+    if prediction is None:
+        raise TypeError("gaps='imagine' needs an engine that predicts frames; this one does not")
+    return prediction
 
 
 def _check_state(state: Any, batch: Size) -> None:  # noqa: ANN401

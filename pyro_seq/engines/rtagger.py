@@ -257,6 +257,8 @@ class RTagger(Engine):
         x: Tensor,
         mask: Tensor | None = None,
         state: RTaggerState | None = None,
+        *,
+        gaps: str = "wait",
     ) -> Grouping:
         """Read sequences; each step costs what it does not foretell of the next frame.
 
@@ -264,6 +266,8 @@ class RTagger(Engine):
             x: `(*batch, time, *frame)` of two frames or more.
             mask: bool, `(*batch, time)`; where the next frame is missing the cost is zero.
             state: The state to begin with; None draws one.
+            gaps: What is read where a frame is missing, see
+                :meth:`~pyro_seq.engines.Engine.forward`.
 
         Returns:
             The cost has `time - 1` steps, all else `time`.
@@ -279,7 +283,7 @@ class RTagger(Engine):
         if mask is not None:
             self._check_mask(mask, x.shape[: dim + 1])
         self._check_pixels(x, mask)
-        output, state = self(x, mask, state)
+        output, state = self(x, mask, state, gaps=gaps)
         target = x.narrow(dim, 1, x.shape[dim] - 1)
         if mask is not None:
             there = mask[..., 1:]

@@ -24,10 +24,11 @@ from pyro.distributions.util import is_validation_enabled
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_seq.engines.base import Engine
+from pyro_seq.engines.base import GAPS, Engine
 from pyro_seq.engines.rtagger import RTagger
 from pyro_seq.models.step_handlers import hide
 from pyro_seq.models.step_model import check_sequences, check_values
+from pyro_seq.nn.arguments import check_choice
 from pyro_seq.nn.naming import unique_name
 from pyro_seq.ops.trees import map_tensors
 
@@ -76,6 +77,8 @@ class EngineTasks(PyroModule):
     Args:
         engine: An engine that predicts frames.
         iterations: How many, on sequences of one frame; None for one step per frame.
+        gaps: What a step reads where its frame is missing: ``wait``, nothing, or ``imagine``, what
+            the step before foretold of it; see :meth:`~pyro_seq.engines.Engine.forward`.
         scale: Standard deviation of a normal prediction.
         frame_weight: Factor on the log density of frames.
         class_weight: Factor on the log probability of classes.
@@ -103,6 +106,7 @@ class EngineTasks(PyroModule):
         engine: Engine,
         *,
         iterations: int | None = None,
+        gaps: str = "wait",
         scale: float = 1.0,
         frame_weight: float = 1.0,
         class_weight: float = 1.0,
@@ -112,12 +116,13 @@ class EngineTasks(PyroModule):
             raise TypeError(f"engine must be an Engine; got {type(engine).__name__}")
         if iterations is not None and iterations < 1:
             raise ValueError(f"iterations must be at least 1; got {iterations}")
+        check_choice("gaps", gaps, GAPS)
         if scale <= 0 or frame_weight < 0 or class_weight < 0:
             raise ValueError(
                 "scale must be positive and weights must not be negative; got scale="
                 f"{scale}, frame_weight={frame_weight}, class_weight={class_weight}"
             )
-        self.engine, self.iterations, self.scale = engine, iterations, scale
+        self.engine, self.iterations, self.gaps, self.scale = engine, iterations, gaps, scale
         self.frame_weight, self.class_weight = frame_weight, class_weight
 
     def forward(
@@ -159,7 +164,7 @@ class EngineTasks(PyroModule):
         """Of each frame what the engine says of the next."""
         if x.shape[1] < 2:
             raise ValueError(f"x must have two frames or more; got shape {tuple(x.shape)}")
-        output, _ = self.engine(x, mask)
+        output, _ = self.engine(x, mask, gaps=self.gaps)
         said = map_tensors(lambda part: part[:, :-1], _shown(output))
         there = None if mask is None else mask[:, 1:]
         return Foretold(output, self._emission(said), x[:, 1:], there)
