@@ -120,6 +120,9 @@ class RTagger(Engine):
             is part of L(m) and :math:`\delta z` also where nothing is corrupted.
         mean: Of the data; what z begins with, and what the bias of its readout begins with, so
             that masks need not account for intensities.
+        variance: Of Gaussian pixels about z, what training begins with: :math:`1 + \sqrt 2`, a = 1,
+            with the authors. From there Adam needs some ten over the learning rate updates to
+            reach .05, and while it is large no group has a reason to differ from another.
         readout_norm: Whether the readouts are normalised, as in the paper.
         readouts: False for one whose z and m come from elsewhere, as in a
             :class:`~pyro_seq.guides.TaggerGuide` from a model. Its ladder has no decoder, and it
@@ -151,6 +154,7 @@ class RTagger(Engine):
         pixels: str = "gaussian",
         noise: float = 0.2,
         mean: float = 0.5,
+        variance: float = 1 + math.sqrt(2),
         readout_norm: bool = False,
         readouts: bool = True,
         norm: str = "batch",
@@ -161,7 +165,7 @@ class RTagger(Engine):
     ) -> None:
         super().__init__(frame_shape)
         check_choice("pixels", pixels, PIXELS)
-        _check_numbers(frame_shape, groups, noise, pixels)
+        _check_numbers(frame_shape, groups, noise, pixels, variance)
         mean = check_mean(mean, pixels)
         channels, *space = frame_shape
         bare: list[Any] = [*rows]
@@ -172,7 +176,8 @@ class RTagger(Engine):
         )  # fmt: skip
         self.groups, self.pixels, self.noise, self.mean = groups, pixels, noise, mean
         self.readouts = readouts
-        self.variance = nn.Parameter(torch.ones(1)) if pixels == "gaussian" else None
+        a = torch.full((1,), math.sinh(math.log(variance)))
+        self.variance = nn.Parameter(a) if pixels == "gaussian" else None
         if not readouts:
             return
         first, lowest = self.ladder.rows[0], self.ladder.shapes[1]
@@ -450,7 +455,9 @@ def _class_log_probs(logits: Tensor) -> Tensor:
     return log_p.logsumexp(-2) - log_p.logsumexp((-2, -1)).unsqueeze(-1)
 
 
-def _check_numbers(frame_shape: Sequence[int], groups: int, noise: float, pixels: str) -> None:
+def _check_numbers(
+    frame_shape: Sequence[int], groups: int, noise: float, pixels: str, variance: float
+) -> None:
     if len(frame_shape) < 2:
         raise ValueError(
             f"frame_shape must be (channels, *space) with one axis or two; got {frame_shape}"
@@ -458,3 +465,5 @@ def _check_numbers(frame_shape: Sequence[int], groups: int, noise: float, pixels
     check_positive(groups=groups)
     if noise < 0 or (pixels == "bernoulli" and not 0 < noise < 0.5):
         raise ValueError(f"noise must be positive, and below 0.5 for binary pixels; got {noise}")
+    if not variance > 0 or math.isinf(variance):
+        raise ValueError(f"variance must be positive and finite; got {variance}")

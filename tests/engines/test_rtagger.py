@@ -81,6 +81,8 @@ def test_the_binary_cost_is_that_of_a_mixture_and_of_its_mean() -> None:
 def test_variance_begins_as_the_authors() -> None:
     made = RTagger(FRAME, ROWS, 2)
     assert made.pixel_variance().tolist() == pytest.approx([2.4142135])
+    made = RTagger(FRAME, ROWS, 2, variance=0.03)
+    assert made.pixel_variance().tolist() == pytest.approx([0.03])
     with pytest.raises(ValueError, match="binary pixels have no variance"):
         drawn("bernoulli").pixel_variance()
 
@@ -275,6 +277,7 @@ def test_the_parent_has_no_recurrence() -> None:
         ({"pixels": "bernoulli", "noise": 0.5}, "noise must be .* below 0.5 .*; got 0.5"),
         ({"pixels": "bernoulli", "noise": 0.0}, "noise must be positive.*; got 0.0"),
         ({"noise": -0.1}, "noise must be positive.*; got -0.1"),
+        ({"variance": 0.0}, "variance must be positive and finite; got 0.0"),
         ({"pixels": "bernoulli", "mean": 1.0}, "mean of binary pixels .*; got 1.0"),
         ({"mean": math.nan}, "mean must be finite; got nan"),
         ({"frame_shape": 5}, "frame_shape must be .* all positive; got 5"),
