@@ -101,6 +101,10 @@ def measured(groups: Groups, scenes: Scenes) -> dict[str, float]:
         if time > 1:
             late = values[:, steps - time // 2 :]
             found |= _estimate(f"{name}_late", late.nanmean(1))
+        for when, which in unseen(scenes, steps).items():
+            found |= _estimate(f"{name}_{when}", values[:, which].nanmean(1))
+    for when, which in unseen(scenes, steps).items():
+        found |= _estimate(f"cost_{when}", groups.cost[:, which].mean(1))
     if groups.posterior is not None:
         given = score_groups(whose(scenes, steps), groups.posterior)
         found |= _estimate("responsibilities_ami_final", given.ami[:, -1])
@@ -108,6 +112,14 @@ def measured(groups: Groups, scenes: Scenes) -> dict[str, float]:
         wrong = (groups.classes != scenes.labels[:, 0].cpu()).double()
         found |= _estimate("test_error_percent", 100 * wrong)
     return found
+
+
+def unseen(scenes: Scenes, steps: int) -> dict[str, Tensor]:
+    """Which of the last frames are hidden, the same of all scenes, and which come after them."""
+    if scenes.batch.mask is None:
+        return {}
+    hidden = ~scenes.batch.mask[0].cpu()[-steps:]
+    return {"hidden": hidden, "after": (hidden.cumsum(0) > 0) & ~hidden}
 
 
 def baselines(scenes: Scenes) -> dict[str, float]:
@@ -178,8 +190,11 @@ def draw_groups(
     flat = lambda part: part[:count].flatten(0, 1).cpu()  # noqa: E731
     steps = groups.masks.shape[1]
     frames = scenes.frames[:, -steps:].expand(-1, steps, -1, -1, -1)
-    rows = {
-        "frame": flat(frames),
+    rows = {"frame": flat(frames)}
+    if scenes.batch.mask is not None:
+        shown = scenes.batch.mask[:, -steps:, None, None, None]
+        rows["seen"] = flat(torch.where(shown, frames, 0.5))
+    rows |= {
         "objects": painted(flat(whose(scenes, steps))),
         "masks": mixed(flat(groups.masks)),
         "sum of groups": flat(groups.prediction),

@@ -13,22 +13,25 @@ an object is: groups that hold one object each are what makes this easy. `--engi
 - `generative`: the same as inference in a generative model, whose bound is reported: the guide
   `tagger` of a `GroupMixtureModel`.
 
-Data: `squares` (two hollow squares over each other), `moving_squares`, `shapes` (three outlines of
-20 by 20 pixels), `textured` (a digit of one texture on another), `moving` (two moving digits).
-The digits of `textured` are those of scikit-learn, with `--preset paper` MNIST's; those of
-`moving` are MNIST's.
+Data: `squares` (two hollow squares over each other), `moving_squares`, `hidden_squares` (the same,
+but some frames in a row are not shown, and the tagger reads what it foretold of them), `shapes`
+(three outlines of 20 by 20 pixels), `textured` (a digit of one texture on another), `moving` (two
+moving digits). The digits of `textured` are those of scikit-learn, with `--preset paper` MNIST's;
+those of `moving` are MNIST's.
 
 What is reported: adjusted mutual information (AMI, compared with the larger entropy as in the
 papers) and Rand index (ARI) of groups and objects on test scenes, after each iteration (`ami_1`)
 or for each frame that was foretold (`ami_2`), for the last (`ami_final`) and the mean of the later
-half of the frames (`ami_late`), all with standard errors over scenes (`_se`), beside groupings
-that take no learning; the cost in nats per pixel; the error of classes (`test_error_percent`).
+half of the frames (`ami_late`), where frames are hidden also of these (`ami_hidden`) and of those
+after them (`ami_after`), all with standard errors over scenes (`_se`), beside groupings that take
+no learning; the cost in nats per pixel; the error of classes (`test_error_percent`).
 
 Written to OUT: `metrics.json` (the keys of several engines begin with their names), the ArviZ
 comparison (`comparison.csv`) of nats per scene, and figures: scores over iterations, training
 curves, and scenes divided into groups. The nats of a tagger are those of clean pixels given
-corrupted ones, or of frames given those before; of the generative form they are a lower bound on
-the log likelihood of the scene. The two are different quantities, and are not compared.
+corrupted ones, or of frames given those before, without hidden ones; of the generative form they
+are a lower bound on the log likelihood of the scene. The two are different quantities, and are not
+compared.
 
 Presets: `smoke` ends in seconds; `default` is for a laptop's CPU, minutes for outlines; `paper`
 has the paper's sizes for digits and larger ones for outlines, and wants a GPU.
@@ -37,8 +40,9 @@ has the paper's sizes for digits and larger ones for outlines, and wants a GPU.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -108,7 +112,10 @@ class Preset(NamedTuple):
         pixels: `"bernoulli"` or `"gaussian"`.
         noise: Of the corruption, and in what the ladders read.
         iterations: On a still picture.
+        variance: That Gaussian pixels begin with.
         time: Frames of a sequence.
+        hidden: Of how many frames in a row none is shown: in the middle of test sequences, in
+            training as many or fewer, anywhere after the third.
         batches: Batches of an epoch.
         learning_rate: Largest rate, after a warm-up.
         hold: Share of all updates at that rate, before it falls as a cosine.
@@ -137,6 +144,8 @@ class Preset(NamedTuple):
     evaluated: int = 200
     watched: int = 100
     kl_updates: int = 500
+    hidden: int = 0
+    variance: float = 2.414
 
 
 SQUARES = Preset(
@@ -155,6 +164,7 @@ SQUARES = Preset(
     learning_rate=1e-3,
 )
 MOVING = SQUARES._replace(noise=0.1, time=8, batch=32, epochs=8, evaluated=60, watched=60)
+HIDDEN = MOVING._replace(time=12, hidden=4, epochs=15)
 SHAPES = SQUARES._replace(size=20, groups=4, units=(500, 250, 100), mean=0.26, batch=50, epochs=30)
 TEXTURED = Preset(
     size=28,
@@ -177,6 +187,7 @@ DIGITS = TEXTURED._replace(
 DEFAULT = {
     "squares": SQUARES,
     "moving_squares": MOVING,
+    "hidden_squares": HIDDEN,
     "shapes": SHAPES,
     "textured": TEXTURED,
     "moving": DIGITS,
@@ -191,7 +202,8 @@ PRESETS = {
             batch=4,
             epochs=2,
             batches=3,
-            time=min(preset.time, 4),
+            time=min(preset.time, 6 if preset.hidden else 4),
+            hidden=min(preset.hidden, 1),
             evaluated=12,
             watched=6,
         )
@@ -200,6 +212,7 @@ PRESETS = {
     "paper": {
         "squares": SQUARES._replace(epochs=100, evaluated=1000),
         "moving_squares": MOVING._replace(epochs=50, evaluated=1000),
+        "hidden_squares": HIDDEN._replace(epochs=50, evaluated=1000),
         "shapes": SHAPES._replace(
             units=(2000, 1000, 500), batch=100, learning_rate=4e-4, epochs=100, batches=500,
             evaluated=1000,
@@ -270,6 +283,8 @@ def arguments() -> tuple[argparse.Namespace, Preset]:
         options.error("--labels: a number, for --dataset textured, whose scenes have one class")
     if args.labels and "generative" in args.engine:
         options.error("--labels: the generative form has no head of classes")
+    if preset.hidden and (preset.time < preset.hidden + 4 or "generative" in args.engine):
+        options.error("hidden frames: for taggers, with 4 more that are shown")
     if preset.widths and "generative" in args.engine:
         options.error("--engine generative: for outlines, the decoder is of dense layers")
     args.moving = preset.time > 1
@@ -278,9 +293,10 @@ def arguments() -> tuple[argparse.Namespace, Preset]:
 
 def source(args: argparse.Namespace, preset: Preset) -> Callable[..., Scenes]:
     """Draws scenes: called with how many, `seed=`, and whether they are of the test."""
-    shapes = {"squares": "squares12", "moving_squares": "squares12", "shapes": "shapes20"}
-    if args.dataset in shapes:
-        return partial(moving_shapes, shapes[args.dataset], time=preset.time)
+    if args.dataset not in ("textured", "moving"):
+        kind = "shapes20" if args.dataset == "shapes" else "squares12"
+        make = partial(moving_shapes, kind, time=preset.time)
+        return partial(with_hidden, make, preset.hidden) if preset.hidden else make
     banks = [digits(split, args, preset) for split in ("train", "test")]
     textures = procedural_textures(size=512 if preset.size > 40 else 128)
 
@@ -292,6 +308,21 @@ def source(args: argparse.Namespace, preset: Preset) -> Callable[..., Scenes]:
 
     make.labelled = banks[0].select(slice(args.labels)) if args.labels else None
     return make
+
+
+def with_hidden(
+    make: Callable[..., Scenes], hidden: int, count: int, *, seed: int | torch.Generator
+) -> Scenes:
+    """Scenes of which some frames in a row are masked; how many, and which, is drawn to train."""
+    scenes = make(count, seed=seed)
+    time = scenes.frames.shape[1]
+    first, many = torch.tensor([(time - hidden + 1) // 2]), torch.tensor([hidden])
+    if isinstance(seed, torch.Generator):
+        first = torch.randint(3, time - 1, (count, 1), generator=seed)
+        many = torch.randint(hidden + 1, (count, 1), generator=seed)
+    frame = torch.arange(time)
+    mask = (frame < first) | (frame >= first + many)
+    return scenes._replace(batch=Batch(scenes.frames, mask.expand(count, time)))
 
 
 def digits(split: str, args: argparse.Namespace, preset: Preset) -> Pictures:
@@ -339,12 +370,14 @@ def build(
         pixels=preset.pixels,
         mean=preset.mean,
         noise=preset.noise,
+        variance=preset.variance,
         norm=args.norm,
         d2e=links,
     )
     tasks = EngineTasks(
         engine,
         iterations=None if args.moving else preset.iterations,
+        gaps="imagine",
         class_weight=CLASS_WEIGHT * preset.size**2,
     ).to(device)
     some = make(4 * preset.batch, seed=4)
@@ -401,18 +434,27 @@ def find_foretold(tasks: EngineTasks, some: Scenes, scenes: Scenes) -> Groups:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         with estimate_statistics(tasks):
-            for part in some.frames.split(len(some.frames) // 4):
-                tasks.foretold(part.to(device))
+            for x, mask in pieces(some, len(some.frames) // 4, device):
+                tasks.foretold(x, mask)
         tasks.eval()
-        found = [divided(tasks, part) for part in scenes.frames.split(50)]
+        found = [divided(tasks, x, mask) for x, mask in pieces(scenes, 50, device)]
     return Groups(*spread_over(found))
 
 
-def divided(tasks: EngineTasks, x: Tensor) -> Groups:
+def pieces(
+    scenes: Scenes, size: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Frames, and which of them are shown, of a few scenes after the other."""
+    mask = scenes.batch.mask
+    masks = itertools.repeat(None) if mask is None else mask.to(device).split(size)
+    return zip(scenes.frames.to(device).split(size), masks, strict=False)
+
+
+def divided(tasks: EngineTasks, x: Tensor, mask: Tensor | None) -> Groups:
     """How an engine divides a few scenes."""
-    said = tasks.foretold(x.to(next(tasks.parameters()).device))
+    said = tasks.foretold(x, mask)
     mixture, probs = said.emission, said.output.class_log_probs
-    cost = -said.log_likelihood / x[0, 0].numel()
+    cost = -mixture.log_prob(x[:, 1:] if x.shape[1] > 1 else x) / x[0, 0].numel()
     classes = None if probs is None else probs[:, -1].argmax(-1)
     return Groups(mixture.m, mixture.components.mean, mixture.mean, cost, classes)
 
@@ -449,9 +491,9 @@ def bound(trained: Trained, test: Scenes, preset: Preset) -> Bound:
         return free_energy(model, guide, test.batch.to(device), samples=4, seed=0).bound()
     torch.manual_seed(0)
     nats = []
-    for x in test.frames.to(device).split(50):
+    for x, mask in pieces(test, 50, device):
         if preset.time > 1:
-            nats.append(model.foretold(x).log_likelihood)
+            nats.append(model.foretold(x, mask).log_likelihood)
             continue
         output, _ = model.engine.iterate(model.engine.corrupt(x[:, 0]), preset.iterations)
         last = map_tensors(lambda part: part[:, -1:], output._replace(ladder=None))
