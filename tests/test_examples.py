@@ -95,6 +95,10 @@ def real(program: str, folder: str, *wanted: set[str]) -> Any:  # noqa: ANN401
             {"rtagger_ami_1", "generative_ari_final", "generative_elbo_per_scene"}
             | {"generative_responsibilities_ami_final", "baseline_k_means_2_ami_se"},
         ),
+        pytest.param(
+            "rtagger_grouping --dataset hidden_squares --norm layer",
+            {"ami_hidden", "ami_after_se", "cost_hidden", "ami_6"},
+        ),
         pytest.param("gtmm_rotation", {"icm_rho", "lstm_turn_nearer_share", "copy_error"}),
         pytest.param(
             "ladder_guide --guides ladder smoother",
