@@ -108,6 +108,7 @@ class Preset(NamedTuple):
         groups: K.
         units: Of each dense row; none for rows of convolutions.
         widths: Channels of each level of rows of convolutions.
+        cell: The decoder's cell in these; `top` reads nothing from the encoder at its side.
         mean: Of the pixels.
         pixels: `"bernoulli"` or `"gaussian"`.
         noise: Of the corruption, and in what the ladders read.
@@ -146,6 +147,7 @@ class Preset(NamedTuple):
     kl_updates: int = 500
     hidden: int = 0
     variance: float = 2.414
+    cell: str = "conv_g1"
 
 
 SQUARES = Preset(
@@ -391,12 +393,12 @@ def rows(preset: Preset, classes: int) -> list[Any]:
         return [*(LinearRow(width) for width in dense), LSTMRow(top, normalised=True)]
     table: list[Any] = []
     for number, width in enumerate(preset.widths):
-        table.append(ConvLSTMRow(width, 4 if number else 8, 2, cell="conv_g1"))
-        table += [ConvRow(width, 5, cell="conv_g1")] * 2
+        table.append(ConvLSTMRow(width, 4 if number else 8, 2, cell=preset.cell))
+        table += [ConvRow(width, 5, cell=preset.cell)] * 2
     left = preset.size // 2 ** (len(preset.widths) + 1)
     units = 1 + (classes or CLASSES)
     table += [
-        ConvLSTMRow(units, 4, 2, cell="conv_g1"),
+        ConvLSTMRow(units, 4, 2, cell=preset.cell),
         PoolRow(left, "mean", cell="broadcast"),
         LinearRow(units, "linear"),
     ]
