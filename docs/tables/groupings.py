@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 from layout import source, table
@@ -14,10 +15,13 @@ def groupings(runs: Sequence[dict[str, Any]]) -> str:
     """How each engine groups each data set, a line for every seed."""
     rows = sorted(line(run, name) for run in runs for name in run["config"]["engine"])
     columns = [
-        "data", "engine", "norm", "seed", "first AMI", "last AMI", "later half", "given the frame",
-        "last ARI", "nats per scene", "error %", "parameters", "seconds",
+        "data", "engine", "norm", "seed", "first AMI", "last AMI", "later half", "hidden frames",
+        "given the frame", "last ARI", "nats per scene", "error %", "parameters", "seconds",
     ]  # fmt: skip
-    return table(columns, rows) + source(runs)
+    used = [any(row[i] for row in rows) for i in range(len(columns))]
+    return table([*compress(columns, used)], [[*compress(row, used)] for row in rows]) + source(
+        runs
+    )
 
 
 def line(run: dict[str, Any], name: str) -> list[str]:
@@ -25,13 +29,15 @@ def line(run: dict[str, Any], name: str) -> list[str]:
     config, moving = run["config"], run["config"]["moving"]
     nats = "elbo" if name == "generative" else "conditional_log_likelihood"
     keys = (
-        f"ami_{2 if moving else 1}", "ami_final", "ami_late", "responsibilities_ami_final",
+        f"ami_{2 if moving else 1}", "ami_final", "ami_late", "ami_hidden",
+        "responsibilities_ami_final",
         "ari_final", f"{nats}_per_scene", "test_error_percent",
     )  # fmt: skip
     norm = "layer" if name == "generative" else config["norm"]
     cells = [estimate(run, f"{name}_{key}", 1 if "per" in key else 3) for key in keys]
     ends = f"{run[f'{name}_parameters']}", f"{run[f'{name}_training_seconds']:.0f}"
-    return [config["dataset"], f"`{name}`", norm, f"{config['seed']}", *cells, *ends]
+    label = ", ".join([config["dataset"], *(f"`{part}`" for part in config["set"])])
+    return [label, f"`{name}`", norm, f"{config['seed']}", *cells, *ends]
 
 
 def without_learning(runs: Sequence[dict[str, Any]]) -> str:
