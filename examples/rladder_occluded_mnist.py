@@ -452,11 +452,12 @@ def draw_figures(
         rows["all that was seen"] = last
         save_figure(plot_strips(rows), args.out / f"frames_{number}.png")
     titles = {"test_error_percent": "wrong class (%)", "prediction_error_e5": "prediction (1e-5)"}
+    looks = {name: {"label": name, "color": f"C{n}"} for n, name in enumerate(found)}
     panels = new_panels(3.4, 2.8, 2, share_y=False)
     for panel, (key, title) in zip(panels, titles.items(), strict=True):
         for name, records in curves.items():
             points = [(record["update"], record[key]) for record in records if key in record]
-            panel.plot(*zip(*points, strict=True), label=name) if points else None
+            panel.plot(*zip(*points, strict=True), **looks[name]) if points else None
         panel.set(xlabel="update", title=f"validation: {title}")
         if panel.lines:
             panel.legend(fontsize="small")
@@ -464,9 +465,9 @@ def draw_figures(
     panels, count = new_panels(3.4, 2.8, 2, share_y=False), test.frames.shape[1]
     for name, one in found.items():
         if one.wrong is not None:
-            panels[0].plot(*over_steps(100 * one.wrong, count), marker="o", label=name)
+            panels[0].plot(*over_steps(100 * one.wrong, count), marker="o", **looks[name])
         if one.errors is not None:
-            panels[1].plot(*over_steps(1e5 * one.errors, count), marker="o", label=name)
+            panels[1].plot(*over_steps(1e5 * one.errors, count), marker="o", **looks[name])
     panels[1].plot(*over_steps(1e5 * copies.cpu(), count), "k:", label="copy of the last")
     for panel, title in zip(panels, titles.values(), strict=True):
         panel.set(xlabel="frame", title=f"test: {title}")
