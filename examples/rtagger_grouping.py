@@ -106,7 +106,7 @@ class Preset(NamedTuple):
     Attributes:
         size: Height and width of a frame.
         groups: K.
-        units: Of each dense row; none for rows of convolutions.
+        units: Of each dense row; none for the top of table 9.
         widths: Channels of each level of rows of convolutions.
         cell: The decoder's cell in these; `top` reads nothing from the encoder at its side.
         mean: Of the pixels.
@@ -387,14 +387,17 @@ def build(
 
 
 def rows(preset: Preset, classes: int) -> list[Any]:
-    """Dense rows with an LSTM at the top, or the rows of table 9 at any size."""
-    if preset.units:
-        *dense, top = preset.units
-        return [*(LinearRow(width) for width in dense), LSTMRow(top, normalised=True)]
+    """Rows of convolutions, and above them dense ones, an LSTM last, or the top of table 9."""
     table: list[Any] = []
     for number, width in enumerate(preset.widths):
         table.append(ConvLSTMRow(width, 4 if number else 8, 2, cell=preset.cell))
         table += [ConvRow(width, 5, cell=preset.cell)] * 2
+    if preset.units:
+        *dense, top = preset.units
+        cell = "top" if preset.cell == "top" else "g1"
+        table += [LinearRow(width, cell=cell) for width in dense]
+        head = [SoftMaxRow(1 + classes)] if classes else []
+        return [*table, LSTMRow(top, normalised=True, cell=cell), *head]
     left = preset.size // 2 ** (len(preset.widths) + 1)
     units = 1 + (classes or CLASSES)
     table += [
