@@ -71,12 +71,13 @@ class SVI:
     ) -> float:
         """Loss of the batch, in nats, with the networks in evaluation mode."""
         training = self.loss.training
-        self.loss.eval()
         whole = self._batch(batch, mask, controls)
-        with autocast(whole.x.device, self.precision):
-            value = float(self.loss(whole))
-        self.loss.train(training)
-        return value
+        self.loss.eval()
+        try:
+            with autocast(whole.x.device, self.precision):
+                return float(self.loss(whole))
+        finally:
+            self.loss.train(training)
 
     def _batch(
         self,

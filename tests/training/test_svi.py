@@ -112,6 +112,9 @@ def test_evaluation_changes_nothing() -> None:
     loss.train()
     before = weights(loss)
     assert isinstance(svi.evaluate_loss(toy_batch()), float) and loss.training
+    with pytest.raises(RuntimeError):  # one dimension too few
+        svi.evaluate_loss(toy_batch().x[0])
+    assert loss.training
     assert all(map(torch.equal, before, weights(loss)))
     svi.step(toy_batch())
     size = sum(((a - b) ** 2).sum() for a, b in zip(before, weights(loss), strict=True)).sqrt()
