@@ -34,13 +34,14 @@ def error(value: float) -> str:
 
 def source(runs: Sequence[dict[str, Any]]) -> str:
     """The commands behind a table, N for the seed."""
-    each = (re.sub(r"(seed ?)\d+", r"\1N", run["config"]["command"]) for run in runs)
-    commands = "\n".join(f"    {command}" for command in dict.fromkeys(each))
+    commands = (run["config"]["command"].replace(" --resume", "") for run in runs)
+    each = (re.sub(r"(seed ?)\d+", r"\1N", command) for command in commands)
+    listed = "\n".join(f"    {command}" for command in dict.fromkeys(each))
     machines = {
         "{threads} thread(s) of {processor}, torch {torch}".format(**run["config"]["machine"])
         for run in runs
     }
-    return f"\nMade by\n\n{commands}\n\non {'; '.join(sorted(machines))}.\n" if runs else ""
+    return f"\nMade by\n\n{listed}\n\non {'; '.join(sorted(machines))}.\n" if runs else ""
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
