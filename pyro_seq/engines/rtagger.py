@@ -120,8 +120,8 @@ class RTagger(Engine):
             is part of L(m) and :math:`\delta z` also where nothing is corrupted.
         mean: Of the data; what z begins with, and what the bias of its readout begins with, so
             that masks need not account for intensities.
-        variance: Of Gaussian pixels about z, what training begins with: :math:`1 + \sqrt 2`, a = 1,
-            with the authors. From there Adam needs some ten over the learning rate updates to
+        variance: Of Gaussian pixels about z, what training begins with:
+            :math:`1 + \sqrt 2`, a = 1, with the authors. From there Adam needs some ten over the learning rate updates to
             reach .05, and while it is large no group has a reason to differ from another.
         readout_norm: Whether the readouts are normalised, as in the paper.
         readouts: False for one whose z and m come from elsewhere, as in a
