@@ -105,6 +105,13 @@ def test_what_does_not_fit_is_refused() -> None:
         EngineTasks(ladder(), iterations=0)
     with pytest.raises(ValueError, match="scale must be positive and weights .* scale=0"):
         EngineTasks(ladder(), scale=0.0)
+    with pytest.raises(TypeError, match="iterations must be an int; got 2.5"):
+        EngineTasks(ladder(), iterations=2.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="weights must not be negative; .* class_weight=nan"):
+        EngineTasks(ladder(), class_weight=math.nan)
+    blind = RLadder(FRAME, [LSTMRow(3)], decoder=False).double()
+    with pytest.raises(TypeError, match="engine must predict frames; this RLadder has no decoder"):
+        EngineTasks(blind)(x.expand(-1, 3, *FRAME))
     with pytest.raises(ValueError, match="x must have two frames or more"):
         EngineTasks(ladder())(x)
     with pytest.raises(ValueError, match="x must have one frame to iterate on"):
