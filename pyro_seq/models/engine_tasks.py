@@ -190,17 +190,18 @@ class EngineTasks(PyroModule):
         """The distribution of frames that an output stands for."""
         if isinstance(self.engine, RTagger):
             return self.engine.emission(output)
-        if output.prediction is None:
+        if getattr(output, "prediction", None) is None:
             raise TypeError(
                 f"engine must predict frames; this {type(self.engine).__name__} has no decoder, "
-                "or one that ends above the frame (cell='none' in the first row)"
+                "or one that ends above the frame, so that its output has no prediction"
             )
         normal = dist.Normal(output.prediction, self.scale, validate_args=False)
         return normal.to_event(len(self.engine.frame_shape))
 
     def _observe_labels(self, output: Any, labels: Tensor, mask: Tensor | None) -> None:  # noqa: ANN401
         """The classes at the steps that have a label; of several iterations, at the last."""
-        logits = output.class_log_probs if isinstance(self.engine, RTagger) else output.logits
+        name = "class_log_probs" if isinstance(self.engine, RTagger) else "logits"
+        logits = getattr(output, name, None)
         if logits is None:
             raise ValueError("controls must be None for an engine without a head of classes")
         logits = logits if self.iterations is None else logits[:, -1:]
