@@ -39,8 +39,10 @@ class Foretold(NamedTuple):
     """What an engine says of frames, and what they are.
 
     Attributes:
-        output: The output of the engine, each tensor `(batch, steps, ...)`.
-        emission: Distribution of the frames, batch shape `(batch, steps)`.
+        output: The output of the engine after each iteration, or after each frame: the last is
+            of frame T + 1, which is in no other field, `(batch, steps or time, ...)`.
+        emission: Distribution of the frames, batch shape `(batch, steps)`, with `steps` the
+            iterations, or time - 1 for the frames 2 to T.
         frames: `(batch, steps, *frame)`.
         there: Where a frame was observed, bool `(batch, steps)`, or None for everywhere.
     """
