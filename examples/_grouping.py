@@ -161,16 +161,27 @@ def draw_curves(
     }
     axes = plot_iterations(curves, levels, ylabel="adjusted mutual information")
     axes.set(xlabel="frame" if args.moving else "iteration")
+    shade_hidden(axes, next(iter(watches.values())).scenes)
     save_figure(axes, args.out / "ami.png")
     panels = new_panels(3.6, 2.8, 2, share_y=False)
-    labels = {"loss": "training loss (nats per scene)", "ami": "validation AMI, last"}
+    labels = {"loss": "training loss (nats per frame)", "ami": "validation AMI, last"}
     for panel, (key, label) in zip(panels, labels.items(), strict=True):
         for name, watch in watches.items():
             values = [record[key] for record in watch.records]
             panel.plot(range(1, len(values) + 1), values, label=name)
         panel.set(xlabel="epoch", title=label)
+        panel.locator_params(axis="x", integer=True)
     panels[0].legend(fontsize="small")
     save_figure(panels, args.out / "training.png")
+
+
+def shade_hidden(axes: Any, scenes: Scenes) -> None:  # noqa: ANN401
+    """Grey where frames are hidden, over the numbers of the frames."""
+    hidden = unseen(scenes, scenes.frames.shape[1] - 1).get("hidden", torch.zeros(1))
+    for place, frame in enumerate(hidden.nonzero().flatten().tolist()):
+        label = None if place else "hidden"
+        axes.axvspan(frame + 1.5, frame + 2.5, color="0.9", lw=0, zorder=0, label=label)
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
 
 def draw_groups(

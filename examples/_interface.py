@@ -38,7 +38,7 @@ def parser(description: str, out: str) -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="FIELD=JSON",
-        help="override fields of the preset, for example batch=64 'crop=50'",
+        help="override fields of the preset: batch=64 crop=50, texts as in 'name=\"text\"'",
     )
     return options
 
@@ -49,11 +49,12 @@ def overridden(options: argparse.ArgumentParser, preset: Any, texts: Sequence[st
         field, _, value = text.partition("=")
         if field not in preset._fields:
             options.error(f"--set: expected one of {', '.join(preset._fields)}; got {field!r}")
+        hint = get_type_hints(type(preset))[field]
         try:
             new = json.loads(value)
-        except json.JSONDecodeError as error:
-            options.error(f"--set {field}: expected JSON; got {value!r} ({error})")
-        hint = get_type_hints(type(preset))[field]
+        except json.JSONDecodeError:
+            quotes = f", a text in quotes as in '{field}=\"text\"'" if hint is str else ""
+            options.error(f"--set {field}: expected JSON{quotes}; got {value!r}")
         if new is not None and type(new) not in KINDS.get(get_origin(hint) or hint, {type(new)}):
             expected = hint if get_origin(hint) else hint.__name__
             options.error(f"--set {field}: expected {expected}; got {value}")

@@ -285,8 +285,13 @@ def arguments() -> tuple[argparse.Namespace, Preset]:
         options.error("--labels: a number, for --dataset textured, whose scenes have one class")
     if args.labels and "generative" in args.engine:
         options.error("--labels: the generative form has no head of classes")
-    if preset.hidden and (preset.time < preset.hidden + 4 or "generative" in args.engine):
-        options.error("hidden frames: for taggers, with 4 more that are shown")
+    if preset.hidden and not 0 < preset.hidden <= preset.time - 4:
+        options.error(
+            "--set hidden: expected 0, or at least 4 frames that are shown beside those hidden; "
+            f"got hidden={preset.hidden} of time={preset.time}"
+        )
+    if preset.hidden and "generative" in args.engine:
+        options.error("--engine generative: for frames that are all shown")
     if preset.widths and "generative" in args.engine:
         options.error("--engine generative: for outlines, the decoder is of dense layers")
     args.moving = preset.time > 1
@@ -503,7 +508,8 @@ def bound(trained: Trained, test: Scenes, preset: Preset) -> Bound:
         output, _ = model.engine.iterate(model.engine.corrupt(x[:, 0]), preset.iterations)
         last = map_tensors(lambda part: part[:, -1:], output._replace(ladder=None))
         nats.append(model.engine.emission(last).log_prob(x))
-    return exact(torch.cat(nats), None).bound()
+    mask = test.batch.mask
+    return exact(torch.cat(nats), None if mask is None else mask[:, 1:]).bound()
 
 
 def nats(name: str, found: Bound) -> dict[str, float]:
@@ -524,7 +530,8 @@ def write_comparison(bounds: dict[str, Bound], args: argparse.Namespace) -> None
 
 def more(trained: Trained, test: Scenes, args: argparse.Namespace) -> dict[str, Tensor]:
     """The first moving scene, foretold from its first half and then from what was foretold."""
-    if not args.moving or not isinstance(trained.loss.model, EngineTasks):
+    short = test.frames.shape[1] < 3
+    if short or not isinstance(trained.loss.model, EngineTasks):
         return {}
     engine = trained.loss.model.engine
     half = test.frames.shape[1] // 2

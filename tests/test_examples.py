@@ -168,19 +168,29 @@ def test_unknown_dynamics_are_refused_before_anything_is_trained() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("name", "text", "message"),
     [
-        ("batch=2.5", "--set batch: expected int; got 2.5"),
-        ('learning_rate="fast"', '--set learning_rate: expected float; got "fast"'),
-        ("encoder=5", "--set encoder: expected tuple[int, ...]; got 5"),
-        ("units=5", "--set: expected one of length, recalled"),
-        ("batch=x", "--set batch: expected JSON; got 'x'"),
+        ("gtmm_recall", "batch=2.5", "--set batch: expected int; got 2.5"),
+        (
+            "gtmm_recall",
+            'learning_rate="fast"',
+            '--set learning_rate: expected float; got "fast"',
+        ),
+        ("gtmm_recall", "encoder=5", "--set encoder: expected tuple[int, ...]; got 5"),
+        ("gtmm_recall", "units=5", "--set: expected one of length, recalled"),
+        ("gtmm_recall", "batch=x", "--set batch: expected JSON; got 'x'"),
+        ("rtagger_grouping", "pixels=gaussian", "JSON, a text in quotes as in 'pixels=\"text\"';"),
+        ("rtagger_grouping", "hidden=1", "those hidden; got hidden=1 of time=1"),
     ],
 )
 def test_a_field_of_another_type_is_refused(
-    text: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    text: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    program = ROOT / "examples" / "gtmm_recall.py"
+    program = ROOT / "examples" / f"{name}.py"
     monkeypatch.syspath_prepend(program.parent)
     monkeypatch.setattr(sys, "argv", [str(program), "--set", "clip_norm=1", text])
     with pytest.raises(SystemExit):

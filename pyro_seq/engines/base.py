@@ -95,16 +95,18 @@ class Engine(nn.Module, ABC):
             state: The state to go on from; None for the beginning.
             gaps: What happens where it is not. ``wait``: the frame counts as zeros and leaves the
                 state as it was, as in padding; the output there is that of a frame of zeros.
-                ``imagine``: time goes on, and the step reads what the one before it foretold;
-                before the first observed frame it waits.
+                ``imagine``: time goes on, and the step reads what the one before it foretold.
+                Until the first frame of this call that is observed it waits, also when it goes
+                on from a state, which does not hold what was foretold: cut a sequence in two
+                where a frame is observed.
 
         Returns:
             The outputs, each tensor with the time after the batch dimensions, and the state after
             the last step.
 
         Raises:
-            TypeError: When x is no tensor, or the state no tuple, or an engine that is to imagine
-                frames predicts none.
+            TypeError: When x or mask is no tensor, or the state no named tuple, or an engine that
+                is to imagine frames predicts none.
             ValueError: When a shape does not fit, or `gaps` is unknown.
         """
         batch = self.check_frames(x, time=True)
@@ -134,7 +136,7 @@ class Engine(nn.Module, ABC):
             after the last.
 
         Raises:
-            TypeError: When x is no tensor, or the state no tuple.
+            TypeError: When x is no tensor, or the state no named tuple.
             ValueError: When a shape does not fit, or n is not positive.
         """
         batch = self.check_frames(x)
@@ -192,6 +194,8 @@ class Engine(nn.Module, ABC):
         return x.shape[:before]
 
     def _check_mask(self, mask: Tensor, wanted: Size) -> None:
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"mask must be a bool tensor, or None; got {type(mask).__name__}")
         if mask.shape != wanted or mask.dtype != torch.bool:
             raise ValueError(
                 f"mask must be bool (*batch, time) = {tuple(wanted)}; "
@@ -209,8 +213,11 @@ def _foretold(output: Any) -> Tensor:  # noqa: ANN401
 
 def _check_state(state: Any, batch: Size) -> None:  # noqa: ANN401
     """Raises an error unless the state is of that batch: one of another size would broadcast."""
-    if not isinstance(state, tuple):
-        raise TypeError(f"state must be that of an earlier pass; got {type(state).__name__}")
+    if not hasattr(state, "_fields"):
+        raise TypeError(
+            "state must be the named tuple that an earlier pass ended with, without its outputs; "
+            f"got {type(state).__name__}"
+        )
     for part in leaves(state):
         if part.shape[: len(batch)] != batch:
             raise ValueError(

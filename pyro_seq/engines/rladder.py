@@ -31,7 +31,7 @@ from pyro_seq.engines.rows import (
     row_error,
     row_shapes,
 )
-from pyro_seq.nn.arguments import check_choice
+from pyro_seq.nn.arguments import check_choice, check_positive
 from pyro_seq.nn.conv_lstm import ConvLSTMState
 from pyro_seq.nn.ladder_cells import G1, Broadcast, ConvG1, ConvG2, ConvG3
 from pyro_seq.ops.trees import flatten_batch, unflatten_batch
@@ -101,6 +101,7 @@ class RLadder(Engine):
         shapes: Of all levels, the frame's first.
 
     Raises:
+        TypeError: When the rows are no sequence, or a size is no int.
         ValueError: When rows do not fit, with the table of shapes, or for an unknown option.
 
     Example:
@@ -193,6 +194,8 @@ class RLadder(Engine):
 
 def _split(rows: Sequence[Row | SoftMaxRow]) -> tuple[list[Row], SoftMaxRow | None]:
     """The rows of the encoder, and the head if there is one."""
+    if not isinstance(rows, Sequence):
+        raise TypeError(f"rows must be a sequence of rows; got {type(rows).__name__}")
     body: list[Any] = [*rows]
     head = body.pop() if body and isinstance(body[-1], SoftMaxRow) else None
     if not body:
@@ -230,8 +233,7 @@ def _decoder_cell(
 def _head(head: SoftMaxRow, shape: Shape) -> nn.Module:
     """From the level at the top to the logits of the classes."""
     units = math.prod(shape)
-    if head.classes < 2:
-        raise ValueError(f"classes must be at least 2; got {head.classes}")
+    check_positive(2, classes=head.classes)
     if not head.project and units != head.classes:
         raise ValueError(
             f"classes must be the {units} units below where project=False; got {head.classes}"

@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pyro_seq.nn.arguments import check_choice
+from pyro_seq.nn.arguments import check_choice, check_positive
 from pyro_seq.nn.space import Shape, conv_shape
 
 __all__ = [
@@ -170,6 +170,7 @@ def row_shapes(rows: Sequence[Row], frame_shape: Sequence[int]) -> tuple[Shape, 
         frame_shape: `(channels, *space)`.
 
     Raises:
+        TypeError: When a size is no int, with the table of shapes too.
         ValueError: When a row does not fit the one below, or is wrong in itself; the message shows
             the table of shapes up to it.
 
@@ -182,8 +183,8 @@ def row_shapes(rows: Sequence[Row], frame_shape: Sequence[int]) -> tuple[Shape, 
         try:
             _check_row(row, number)
             shapes.append(_shape_after(row, shapes[-1]))
-        except ValueError as error:
-            raise ValueError(row_error(rows, shapes, number, error)) from None
+        except (TypeError, ValueError) as error:
+            raise type(error)(row_error(rows, shapes, number, error)) from None
     return tuple(shapes)
 
 
@@ -220,10 +221,10 @@ def _check_row(row: Row, number: int) -> None:
         check_choice(name, getattr(row, name, choices[0]), choices)
     if row.cell == "none" and number > 1:
         raise ValueError("cell may be 'none' in the first row alone")
-    for name in ("channels", "kernel", "stride", "size", "units"):
-        size = int(getattr(row, name, 1))
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1; got {size}")
+    for name in ("channels", "kernel", "stride", "size", "units", "cell_kernel"):
+        size = getattr(row, name, None)
+        if size is not None:
+            check_positive(**{name: size})
 
 
 def _shape_after(row: Row, shape: Shape) -> Shape:

@@ -120,9 +120,10 @@ class RTagger(Engine):
             is part of L(m) and :math:`\delta z` also where nothing is corrupted.
         mean: Of the data; what z begins with, and what the bias of its readout begins with, so
             that masks need not account for intensities.
-        variance: Of Gaussian pixels about z, what training begins with: :math:`1 + \sqrt 2`, a = 1,
-            with the authors. From there Adam needs some ten over the learning rate updates to
-            reach .05, and while it is large no group has a reason to differ from another.
+        variance: Of Gaussian pixels about z, what training begins with:
+            :math:`1 + \sqrt 2`, a = 1, with the authors. From there Adam needs some ten over the
+            learning rate updates to reach .05, and while it is large no group has a reason to
+            differ from another. Binary pixels have none, and it is not read.
         readout_norm: Whether the readouts are normalised, as in the paper.
         readouts: False for one whose z and m come from elsewhere, as in a
             :class:`~pyro_seq.guides.TaggerGuide` from a model. Its ladder has no decoder, and it
@@ -312,10 +313,15 @@ class RTagger(Engine):
             The outputs, with the time after the batch dimensions, and the state after the last.
 
         Raises:
-            ValueError: When there are no steps.
+            ValueError: When there are no steps, or the output is of several.
         """
         if steps < 1:
             raise ValueError(f"steps must be at least 1; got {steps}")
+        if output.z.shape != state.z.shape:
+            raise ValueError(
+                f"output must be of one step, as the state, with z of {tuple(state.z.shape)}; got "
+                f"{tuple(output.z.shape)}. Of a sequence take the last step of every tensor"
+            )
         outputs = []
         for _ in range(steps):
             output, state = self.step(state, output.prediction)

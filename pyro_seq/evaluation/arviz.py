@@ -67,9 +67,17 @@ def to_arviz(
 
     Returns:
         `arviz.InferenceData` with arviz 0.23, `xarray.DataTree` with arviz 1.x.
+
+    Raises:
+        ValueError: When the guide draws no latent site.
     """
     whole = as_batch(batch)
     draws = posterior_draws(model, guide, whole, samples=samples, seed=seed, chunk=chunk)
+    if not draws.sites:
+        raise ValueError(
+            f"guide must draw latent sites, which are what is exported; {type(guide).__name__} "
+            "has none. Without latents there are elbo and compare"
+        )
     bound = iwae(model, guide, whole, samples=iwae_samples, seed=seed, chunk=chunk)
     groups: dict[str, dict[str, Any]] = {
         "posterior": {name: _numpy(value)[None] for name, value in draws.sites.items()},

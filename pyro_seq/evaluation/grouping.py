@@ -158,6 +158,7 @@ def _table(segments: Tensor, groups: Tensor) -> Tensor:
     if groups.numel() and bool((groups < 0).any()):
         raise ValueError(f"groups must not be negative; got {int(groups.min())}")
     rows, columns = (int(part.max()) + 1 if part.numel() else 1 for part in (objects, groups))
+    rows = max(rows, 2)
     table = torch.zeros(len(objects), rows * columns, dtype=torch.float64, device=objects.device)
     table.scatter_add_(1, objects * columns + groups, torch.ones_like(objects).double())
     return table.view(*segments.shape[:-2], rows, columns)[..., 1:, :]

@@ -265,7 +265,7 @@ def plot_divergence(
 
 
 def plot_read_weights(weights: Tensor, axes: Axes | None = None) -> Axes:
-    """Show where a memory was read, slot against time, one panel per head.
+    """Show where a memory was read, slot against time, one panel per head; 1 is black, 0 white.
 
     Args:
         weights: Of one sequence, `(time, heads, slots)`.

@@ -28,7 +28,7 @@ from pyro_seq.engines.base import GAPS, Engine
 from pyro_seq.engines.rtagger import RTagger
 from pyro_seq.models.step_handlers import hide
 from pyro_seq.models.step_model import check_sequences, check_values
-from pyro_seq.nn.arguments import check_choice
+from pyro_seq.nn.arguments import check_choice, check_positive
 from pyro_seq.nn.naming import unique_name
 from pyro_seq.ops.trees import map_tensors
 
@@ -39,8 +39,10 @@ class Foretold(NamedTuple):
     """What an engine says of frames, and what they are.
 
     Attributes:
-        output: The output of the engine, each tensor `(batch, steps, ...)`.
-        emission: Distribution of the frames, batch shape `(batch, steps)`.
+        output: The output of the engine after each iteration, or after each frame: the last is
+            of frame T + 1, which is in no other field, `(batch, steps or time, ...)`.
+        emission: Distribution of the frames, batch shape `(batch, steps)`, with `steps` the
+            iterations, or time - 1 for the frames 2 to T.
         frames: `(batch, steps, *frame)`.
         there: Where a frame was observed, bool `(batch, steps)`, or None for everywhere.
     """
@@ -66,6 +68,10 @@ class EngineTasks(PyroModule):
     composite likelihood, of which the last term alone is to be reported (:meth:`foretold`). In
     training a tagger then sees the frame corrupted.
 
+    Means per step or frame (of :class:`~pyro_seq.training.SequenceLoss` and
+    :func:`~pyro_seq.evaluation.elbo`) are over observed frames, of which the first counts though
+    nothing is said of it.
+
     An engine with a head has classes, the site ``y``. Its labels travel in the place of controls,
     `(batch, time, 1)`: the class at that step, -1 where there is none.
 
@@ -84,7 +90,7 @@ class EngineTasks(PyroModule):
         class_weight: Factor on the log probability of classes.
 
     Raises:
-        TypeError: When the engine is none.
+        TypeError: When the engine is none, or in `forward` one that predicts no frame.
         ValueError: When a number is out of range, or in `forward` a shape does not fit, an
             observed frame cannot be scored, or a label is no class.
 
@@ -114,10 +120,10 @@ class EngineTasks(PyroModule):
         super().__init__(unique_name("enginetasks"))
         if not isinstance(engine, Engine):
             raise TypeError(f"engine must be an Engine; got {type(engine).__name__}")
-        if iterations is not None and iterations < 1:
-            raise ValueError(f"iterations must be at least 1; got {iterations}")
+        if iterations is not None:
+            check_positive(iterations=iterations)
         check_choice("gaps", gaps, GAPS)
-        if scale <= 0 or frame_weight < 0 or class_weight < 0:
+        if not (scale > 0 and frame_weight >= 0 and class_weight >= 0):
             raise ValueError(
                 "scale must be positive and weights must not be negative; got scale="
                 f"{scale}, frame_weight={frame_weight}, class_weight={class_weight}"
@@ -186,12 +192,18 @@ class EngineTasks(PyroModule):
         """The distribution of frames that an output stands for."""
         if isinstance(self.engine, RTagger):
             return self.engine.emission(output)
+        if getattr(output, "prediction", None) is None:
+            raise TypeError(
+                f"engine must predict frames; this {type(self.engine).__name__} has no decoder, "
+                "or one that ends above the frame, so that its output has no prediction"
+            )
         normal = dist.Normal(output.prediction, self.scale, validate_args=False)
         return normal.to_event(len(self.engine.frame_shape))
 
     def _observe_labels(self, output: Any, labels: Tensor, mask: Tensor | None) -> None:  # noqa: ANN401
         """The classes at the steps that have a label; of several iterations, at the last."""
-        logits = output.class_log_probs if isinstance(self.engine, RTagger) else output.logits
+        name = "class_log_probs" if isinstance(self.engine, RTagger) else "logits"
+        logits = getattr(output, name, None)
         if logits is None:
             raise ValueError("controls must be None for an engine without a head of classes")
         logits = logits if self.iterations is None else logits[:, -1:]

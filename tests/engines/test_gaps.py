@@ -62,6 +62,20 @@ def test_a_gap_at_the_end_is_imagination() -> None:
     torch.testing.assert_close(end, expected)
 
 
+@pytest.mark.parametrize("engine", engines())
+def test_a_sequence_may_be_cut_where_a_frame_is_observed(engine: Any) -> None:  # noqa: ANN401
+    x, mask = (part[:1] for part in frames())
+    start = engine.initial_state(Size([1]))
+    whole, end = engine(x, mask, start, gaps="imagine")
+    _, state = engine(x[:, :4], mask[:, :4], start, gaps="imagine")
+    rest, last = engine(x[:, 4:], mask[:, 4:], state, gaps="imagine")
+    torch.testing.assert_close(rest.prediction, whole.prediction[:, 4:])
+    torch.testing.assert_close(last, end)
+    _, state = engine(x[:, :3], mask[:, :3], start, gaps="imagine")
+    _, waited = engine(x[:, 3:4], mask[:, 3:4], state, gaps="imagine")
+    torch.testing.assert_close(waited, state)
+
+
 def test_the_likelihood_is_of_observed_frames() -> None:
     engine, (x, mask) = engines()[1], frames()
     tasks = EngineTasks(engine, gaps="imagine").double()

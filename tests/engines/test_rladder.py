@@ -213,8 +213,27 @@ def test_a_state_of_another_batch_is_refused() -> None:
     _, state = ladder(x[:1])
     with pytest.raises(ValueError, match=r"state must .* batch of x, \(3,\); got .* \(1, .*\)"):
         ladder(x, state=state)
-    with pytest.raises(TypeError, match="state must be that of an earlier pass; got int"):
+    with pytest.raises(TypeError, match="state must be the named tuple .*; got int"):
         ladder.iterate(x[:, 0], 2, 1)
+    with pytest.raises(TypeError, match="without its outputs; got tuple"):
+        ladder(x, state=ladder(x))
+
+
+def test_arguments_of_another_type_are_named() -> None:
+    ladder = RLadder((1, 6, 6), ROWS)
+    with pytest.raises(TypeError, match="mask must be a bool tensor, or None; got list"):
+        ladder(torch.rand(1, 2, 1, 6, 6), [[True, False]])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="rows must be a sequence of rows; got ConvRow"):
+        RLadder((1, 6, 6), ConvRow(4))  # type: ignore[arg-type]
+    for row, name in (
+        (ConvRow("4"), "channels"),  # type: ignore[arg-type]
+        (ConvLSTMRow(4, 3.0), "kernel"),  # type: ignore[arg-type]
+        (PoolRow("max"), "size"),  # type: ignore[arg-type]
+        (LSTMRow(2.5), "units"),  # type: ignore[arg-type]
+        (ConvRow(4, cell_kernel=3.0), "cell_kernel"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(TypeError, match=f"(?s)row 1, .* {name} must be an int; got .*Shapes"):
+            RLadder((1, 6, 6), [row])
 
 
 def test_cells_that_read_the_level_above_alone() -> None:

@@ -249,6 +249,8 @@ def test_imagination_reads_its_own_predictions() -> None:
     torch.testing.assert_close(end, state)
     with pytest.raises(ValueError, match="steps must be at least 1; got 0"):
         made.imagine(output, state, 0)
+    with pytest.raises(ValueError, match=r"output must be of one step, .*; got \(2, 3, "):
+        made.imagine(found, end, 1)
 
 
 def test_a_frame_that_was_foretold_is_no_error() -> None:

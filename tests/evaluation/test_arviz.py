@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from pyro_seq.data import Batch
+from pyro_seq.engines import LSTMRow, RLadder
 from pyro_seq.evaluation import compare, elbo, iwae, plot_compare, posterior_draws, to_arviz
 from pyro_seq.evaluation.bound import Bound
+from pyro_seq.guides import NoLatents
+from pyro_seq.models import EngineTasks
 from tests.evaluation.pairs import FactorGuide, FactorModel, factor_batch, kvae_batch, kvae_pair
 
 
@@ -212,6 +215,9 @@ def test_importing_and_evaluating_loads_no_arviz() -> None:
 
 
 def test_what_does_not_fit_is_named() -> None:
+    tasks = EngineTasks(RLadder((1, 4, 4), [LSTMRow(2)]))
+    with pytest.raises(ValueError, match="guide must draw latent sites.*; NoLatents has none"):
+        to_arviz(tasks, NoLatents(), torch.rand(2, 3, 1, 4, 4))
     model, guide = kvae_pair("mlp", controls=2)
     batch = kvae_batch()
     with pytest.raises(ValueError, match="samples must be at least 1; got 0"):

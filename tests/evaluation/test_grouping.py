@@ -130,6 +130,8 @@ def test_frames_of_one_object_have_no_score() -> None:
     came = score_groups(segments, masks)
     assert came.ami.isnan().tolist() == came.ari.isnan().tolist() == [True, True, False]
     assert came.mean_ami.mean == 1 and came.mean_ari.mean == 1
+    alone = score_groups(segments[1:2], masks[1:2])
+    assert alone.ami.isnan().tolist() == alone.ari.isnan().tolist() == [True]
 
 
 def test_one_group_for_all_says_nothing() -> None:

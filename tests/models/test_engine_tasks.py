@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from torch.nn import functional
 
-from pyro_seq.engines import ConvLSTMRow, LinearRow, LSTMRow, RLadder, RTagger, SoftMaxRow
+from pyro_seq.engines import ConvLSTMRow, Engine, LinearRow, LSTMRow, RLadder, RTagger, SoftMaxRow
 from pyro_seq.guides import NoLatents
 from pyro_seq.models import EngineTasks
 from pyro_seq.training import SequenceLoss
@@ -25,6 +26,20 @@ def ladder() -> RLadder:
 def grouping(pixels: str = "bernoulli") -> RTagger:
     rows = [LinearRow(8), LSTMRow(5, normalised=True), SoftMaxRow(4)]
     return RTagger(FRAME, rows, 2, pixels=pixels, norm="layer").double()
+
+
+class Count(NamedTuple):
+    steps: Tensor
+
+
+class Rise(Engine):
+    """Counts its steps, and foretells nothing."""
+
+    def initial_state(self, batch_shape: Size) -> Count:
+        return Count(torch.zeros(batch_shape))
+
+    def step(self, state: Count, x_t: Tensor) -> tuple[Count, Count]:
+        return state, Count(state.steps + 1)
 
 
 def sites(model: EngineTasks, *data: Tensor | None) -> dict[str, Tensor]:
@@ -105,6 +120,15 @@ def test_what_does_not_fit_is_refused() -> None:
         EngineTasks(ladder(), iterations=0)
     with pytest.raises(ValueError, match="scale must be positive and weights .* scale=0"):
         EngineTasks(ladder(), scale=0.0)
+    with pytest.raises(TypeError, match="iterations must be an int; got 2.5"):
+        EngineTasks(ladder(), iterations=2.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="weights must not be negative; .* class_weight=nan"):
+        EngineTasks(ladder(), class_weight=math.nan)
+    blind = RLadder(FRAME, [LSTMRow(3)], decoder=False).double()
+    with pytest.raises(TypeError, match="engine must predict frames; this RLadder has no decoder"):
+        EngineTasks(blind)(x.expand(-1, 3, *FRAME))
+    with pytest.raises(TypeError, match="this Rise .* its output has no prediction"):
+        EngineTasks(Rise(FRAME))(torch.zeros(2, 3, *FRAME))
     with pytest.raises(ValueError, match="x must have two frames or more"):
         EngineTasks(ladder())(x)
     with pytest.raises(ValueError, match="x must have one frame to iterate on"):
