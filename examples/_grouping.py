@@ -92,19 +92,18 @@ def measured(groups: Groups, scenes: Scenes) -> dict[str, float]:
     scores, steps = scored(groups, scenes), groups.masks.shape[1]
     time = scenes.segments.shape[1]
     first = 1 if time == 1 else time - steps + 1
+    known = {**scores._asdict(), "cost": groups.cost}
     for step in range(steps):
-        for name, values in scores._asdict().items():
+        for name, values in known.items():
             found |= _estimate(f"{name}_{first + step}", values[:, step])
-        found |= _estimate(f"cost_{first + step}", groups.cost[:, step])
+    for when, which in unseen(scenes, steps).items():
+        for name, values in known.items():
+            found |= _estimate(f"{name}_{when}", values[:, which].nanmean(1))
     for name, values in scores._asdict().items():
         found |= _estimate(f"{name}_final", values[:, -1])
         if time > 1:
             late = values[:, steps - time // 2 :]
             found |= _estimate(f"{name}_late", late.nanmean(1))
-        for when, which in unseen(scenes, steps).items():
-            found |= _estimate(f"{name}_{when}", values[:, which].nanmean(1))
-    for when, which in unseen(scenes, steps).items():
-        found |= _estimate(f"cost_{when}", groups.cost[:, which].mean(1))
     if groups.posterior is not None:
         given = score_groups(whose(scenes, steps), groups.posterior)
         found |= _estimate("responsibilities_ami_final", given.ami[:, -1])

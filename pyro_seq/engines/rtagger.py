@@ -122,8 +122,8 @@ class RTagger(Engine):
             that masks need not account for intensities.
         variance: Of Gaussian pixels about z, what training begins with:
             :math:`1 + \sqrt 2`, a = 1, with the authors. From there Adam needs some ten over the
-            learning rate updates to reach .05, and while it is large no group has a reason to
-            differ from another. Binary pixels have none, and it is not read.
+            learning rate updates to reach .05, and while it is large the means of groups hardly
+            matter. Binary pixels have none, and it is not read.
         readout_norm: Whether the readouts are normalised, as in the paper.
         readouts: False for one whose z and m come from elsewhere, as in a
             :class:`~pyro_seq.guides.TaggerGuide` from a model. Its ladder has no decoder, and it
